@@ -1,0 +1,261 @@
+//! The small network everything runs in.
+//!
+//! ```text
+//!  client 1 ── 198.51.100.0/24 ─┐                         ┌── b1  10.0.0.11
+//!              2001:db8:a::/64  │                         │       fd00::11
+//!                            router ══ 10.0.0.0/24 bridge ┼── b2  10.0.0.12
+//!  client 2 ── 203.0.113.0/24 ──┘      fd00::/64          │       fd00::12
+//!              2001:db8:b::/64          │                 └── ...
+//!                                      lb  10.0.0.2, fd00::2
+//! ```
+//!
+//! The router sends 192.0.2.0/24 and `2001:db8::/64`, where the VIPs are, to the balancer. Backends answer through the
+//! router. With two arms the balancer has a second interface: `eth0` in a network of its own with the router
+//! (10.1.0.0/24, `fd01::/64`), where the clients' packets come in, `eth1` in the backends' network.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::Result;
+
+use crate::netns::Netns;
+
+/// The address of most services, and its IPv6 twin.
+pub const VIP4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub fn vip(self) -> IpAddr {
+        match self {
+            Self::V4 => VIP4.into(),
+            Self::V6 => VIP6.into(),
+        }
+    }
+}
+
+/// How many interfaces the balancer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    OneArm,
+    TwoArms,
+}
+
+/// A machine with one address of each family.
+#[derive(Debug)]
+pub struct Host {
+    pub name: String,
+    pub netns: Netns,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+}
+
+impl Host {
+    pub fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4.into(),
+            Family::V6 => self.v6.into(),
+        }
+    }
+
+    pub fn at(&self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.address(family), port)
+    }
+}
+
+#[derive(Debug)]
+pub struct Topology {
+    pub router: Netns,
+    pub balancer: Host,
+    pub clients: Vec<Host>,
+    pub backends: Vec<Host>,
+}
+
+impl Topology {
+    /// Two clients, the balancer and `backends` backends (at most 80).
+    pub fn build(shape: Shape, backends: usize) -> Result<Self> {
+        let router = Netns::create("router")?;
+        router.sysctl("net.ipv4.ip_forward", "1")?;
+        router.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+        // Redirects would teach the router's neighbours short cuts that no test expects.
+        router.sysctl("net.ipv4.conf.all.send_redirects", "0")?;
+        router.sysctl("net.ipv4.conf.default.send_redirects", "0")?;
+        bridge(&router, "lan", "10.0.0.1", "fd00::1")?;
+
+        let balancer = host(
+            "lb",
+            Ipv4Addr::new(10, 0, 0, 2),
+            Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2),
+        )?;
+        let uplink = match shape {
+            Shape::OneArm => {
+                plug(
+                    &router, "lb", "lan", &balancer, "eth0", "10.0.0.2", "fd00::2",
+                )?;
+                ["10.0.0", "fd00::"]
+            }
+            Shape::TwoArms => {
+                bridge(&router, "front", "10.1.0.1", "fd01::1")?;
+                plug(
+                    &router, "lb", "front", &balancer, "eth0", "10.1.0.2", "fd01::2",
+                )?;
+                plug(
+                    &router, "lb1", "lan", &balancer, "eth1", "10.0.0.2", "fd00::2",
+                )?;
+                ["10.1.0", "fd01::"]
+            }
+        };
+        let [v4, v6] = uplink;
+        balancer.netns.ip([
+            &*format!("route add default via {v4}.1"),
+            &*format!("route add default via {v6}1"),
+        ])?;
+        router.ip([
+            &*format!("route add 192.0.2.0/24 via {v4}.2"),
+            &*format!("route add 2001:db8::/64 via {v6}2"),
+        ])?;
+
+        let clients = [
+            client(&router, "c1", [198, 51, 100], 0xa)?,
+            client(&router, "c2", [203, 0, 113], 0xb)?,
+        ];
+        let backends = (1..=backends as u16)
+            .map(|number| backend(&router, number))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            router,
+            balancer,
+            clients: clients.into(),
+            backends,
+        })
+    }
+
+    /// The client that tests use when any will do.
+    pub fn client(&self) -> &Netns {
+        &self.clients[0].netns
+    }
+
+    /// Makes every backend take packets for the VIPs as its own, without answering ARP for them: what `l2` and `ipip`
+    /// ask of a backend.
+    pub fn give_vips_to_backends(&self) -> Result<()> {
+        for backend in &self.backends {
+            for scope in ["all", "default", "eth0"] {
+                backend
+                    .netns
+                    .sysctl(&format!("net.ipv4.conf.{scope}.arp_ignore"), "1")?;
+                backend
+                    .netns
+                    .sysctl(&format!("net.ipv4.conf.{scope}.arp_announce"), "2")?;
+            }
+            backend.netns.ip([
+                &*format!("address add {VIP4}/32 dev lo"),
+                &*format!("address add {VIP6}/128 dev lo nodad"),
+            ])?;
+        }
+        Ok(())
+    }
+
+    /// Lowers the MTU of the clients' way to the VIPs, which leaves room for a tunnel's outer header.
+    pub fn leave_room_for_tunnels(&self) -> Result<()> {
+        for client in &self.clients {
+            client.netns.ip(["link set eth0 mtu 1400"])?;
+        }
+        Ok(())
+    }
+}
+
+fn host(name: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Host> {
+    Ok(Host {
+        name: name.into(),
+        netns: Netns::create(name)?,
+        v4,
+        v6,
+    })
+}
+
+fn client(router: &Netns, name: &str, [a, b, c]: [u8; 3], net6: u16) -> Result<Host> {
+    let v4 = Ipv4Addr::new(a, b, c, 7);
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, net6, 0, 0, 0, 0, 7);
+    let host = host(name, v4, v6)?;
+    let gateway4 = format!("{a}.{b}.{c}.1");
+    let gateway6 = format!("2001:db8:{net6:x}::1");
+    cable(router, name, &host.netns, "eth0")?;
+    router.ip([
+        &*format!("address add {gateway4}/24 dev {name}"),
+        &*format!("address add {gateway6}/64 dev {name} nodad"),
+    ])?;
+    host.netns.ip([
+        &*format!("address add {v4}/24 dev eth0"),
+        &*format!("address add {v6}/64 dev eth0 nodad"),
+        &*format!("route add default via {gateway4}"),
+        &*format!("route add default via {gateway6}"),
+    ])?;
+    // Ten thousand connections to one VIP want their own ports.
+    host.netns
+        .sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
+    Ok(host)
+}
+
+fn backend(router: &Netns, number: u16) -> Result<Host> {
+    let last = 10 + number;
+    let v4 = Ipv4Addr::new(10, 0, 0, last as u8);
+    // The decimal digits again, so that b1 is 10.0.0.11 and fd00::11.
+    let v6: Ipv6Addr = format!("fd00::{last}").parse()?;
+    let host = host(&format!("b{number}"), v4, v6)?;
+    let (own4, own6) = (v4.to_string(), v6.to_string());
+    plug(router, &host.name, "lan", &host, "eth0", &own4, &own6)?;
+    host.netns.ip([
+        "route add default via 10.0.0.1",
+        "route add default via fd00::1",
+    ])?;
+    // A whole test's connections may arrive at once.
+    host.netns.sysctl("net.core.somaxconn", "16384")?;
+    host.netns.sysctl("net.ipv4.tcp_max_syn_backlog", "16384")?;
+    Ok(host)
+}
+
+/// A bridge in the router with an address of its own.
+fn bridge(router: &Netns, name: &str, v4: &str, v6: &str) -> Result<()> {
+    router.ip([
+        &*format!("link add {name} type bridge"),
+        &*format!("link set {name} up"),
+        &*format!("address add {v4}/24 dev {name}"),
+        &*format!("address add {v6}/64 dev {name} nodad"),
+    ])
+}
+
+/// Connects a host's interface to a bridge of the router.
+fn plug(
+    router: &Netns,
+    port: &str,
+    bridge: &str,
+    host: &Host,
+    device: &str,
+    v4: &str,
+    v6: &str,
+) -> Result<()> {
+    cable(router, port, &host.netns, device)?;
+    router.ip([&*format!("link set {port} master {bridge}")])?;
+    host.netns.ip([
+        &*format!("address add {v4}/24 dev {device}"),
+        &*format!("address add {v6}/64 dev {device} nodad"),
+    ])
+}
+
+/// A veth pair between two namespaces, both ends up.
+fn cable(one: &Netns, one_device: &str, other: &Netns, other_device: &str) -> Result<()> {
+    let other_name = other.name();
+    one.ip([&*format!(
+        "link add {one_device} type veth peer name {other_device} netns {other_name}"
+    )])?;
+    one.like_a_wire(one_device)?;
+    other.like_a_wire(other_device)?;
+    one.ip([&*format!("link set {one_device} up")])?;
+    other.ip([&*format!("link set {other_device} up")])
+}
