@@ -5,10 +5,6 @@
 //!
 //! The object is built by a second cargo in a target folder of its own, `bpf` below the outer one: all profiles and
 //! clippy share it, and its file lock is not the one that the outer cargo holds.
-#![expect(
-    clippy::print_stdout,
-    reason = "a build script speaks to cargo on stdout"
-)]
 
 use std::{
     env,

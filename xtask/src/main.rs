@@ -1,1 +1,64 @@
-fn main() {}
+//! The project's chores: `cargo xtask VERB`. One file a verb.
+//!
+//! Progress goes to stderr; stdout carries what a verb was asked for (test results, a bench's JSON).
+
+mod bench;
+mod build;
+mod cargo;
+mod demo;
+mod fmt;
+mod lint;
+mod setup;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Build, try, test and measure Millrace"
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what this machine lacks (demo, test and bench do it by themselves)
+    Setup(setup::Args),
+    /// Build the release binary with the packet path in it
+    Build,
+    /// Show clients balanced over real servers in network namespaces (root)
+    Demo,
+    /// Run every check and test, cheap ones first
+    Test(test::Args),
+    /// Measure: ns per packet, packets per second beside nftables, time of a change
+    Bench(bench::Args),
+    /// Clippy for host and BPF target, dependency rules, house rules
+    Lint,
+    /// Format the code
+    Fmt(fmt::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::Setup(args) => setup::run(args),
+        Verb::Build => build::run(),
+        Verb::Demo => demo::run(),
+        Verb::Test(args) => test::run(&args),
+        Verb::Bench(args) => bench::run(&args),
+        Verb::Lint => lint::run(),
+        Verb::Fmt(args) => fmt::run(args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// What a verb ends with: an error is one of the chore itself, an exit code that of the program it ran.
+type Outcome = Result<ExitCode>;

@@ -1,0 +1,94 @@
+//! `cargo xtask lint`: formatting, clippy on both targets, dependency rules and the rules of this house.
+//!
+//! The same checks open a test run.
+
+mod house;
+
+use crate::{Outcome, cargo, fmt};
+use anyhow::{Context as _, Result};
+use std::{
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+pub(crate) struct Check {
+    pub(crate) name: &'static str,
+    /// Prints what is wrong; false if anything is.
+    pub(crate) run: fn() -> Result<bool>,
+}
+
+/// The checks, cheap ones first. A quick run leaves out the BPF target's and the dependencies'.
+pub(crate) fn checks(quick: bool) -> Vec<Check> {
+    let mut checks = vec![
+        Check {
+            name: "format",
+            run: || success(&mut fmt::command(true)),
+        },
+        Check {
+            name: "house rules",
+            run: || house::check(&cargo::root()),
+        },
+        Check {
+            name: "clippy",
+            run: clippy,
+        },
+    ];
+    if !quick {
+        checks.push(Check {
+            name: "clippy, BPF target",
+            run: clippy_bpf,
+        });
+        checks.push(Check {
+            name: "dependencies",
+            run: dependencies,
+        });
+    }
+    checks
+}
+
+pub(crate) fn run() -> Outcome {
+    crate::setup::ensure()?;
+    let mut failed = Vec::new();
+    for check in checks(false) {
+        eprintln!("== {}", check.name);
+        let start = Instant::now();
+        if !(check.run)()? {
+            failed.push(check.name);
+        }
+        eprintln!("   {:.1} s", start.elapsed().as_secs_f64());
+    }
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("FAILED: {}", failed.join(", "));
+    Ok(ExitCode::FAILURE)
+}
+
+fn clippy() -> Result<bool> {
+    let mut command = cargo::cargo(["clippy", "--quiet", "--workspace", "--exclude", "lb-ebpf"]);
+    success(command.args(["--all-targets", "--", "-Dwarnings"]))
+}
+
+fn clippy_bpf() -> Result<bool> {
+    success(cargo::cargo_bpf("clippy")?.args(["--quiet", "--", "-Dwarnings"]))
+}
+
+/// cargo-deny is a tool of its own that takes minutes to build: used where it is installed.
+fn dependencies() -> Result<bool> {
+    let installed = Command::new("cargo-deny")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok();
+    if !installed {
+        eprintln!("cargo-deny is not installed: dependency rules are not checked");
+        return Ok(true);
+    }
+    let mut command = cargo::cargo(["deny", "check", "--config", ".cargo/deny.toml"]);
+    success(command.args(["bans", "licenses", "sources"]))
+}
+
+fn success(command: &mut Command) -> Result<bool> {
+    let status = command.stdin(Stdio::null()).status().context("cargo")?;
+    Ok(status.success())
+}

@@ -1,0 +1,162 @@
+//! `cargo xtask setup`: what the build, the tests and the demo need beyond Rust itself.
+//!
+//! In: what the machine has. Out: Debian packages, the library sources of exactly this compiler (`-Z build-std`) and
+//! `bpf-linker`, installed once. What was fetched or built stays in a cache outside the checkout, keyed by version.
+//! Speaks on stderr only: stdout belongs to the verb that called.
+
+mod apt_sources;
+mod linker;
+mod machine;
+mod packages;
+mod rust_src;
+
+use crate::Outcome;
+use anyhow::{Result, bail};
+use machine::Machine;
+use std::{
+    io::{IsTerminal as _, Write as _, stdin},
+    process::ExitCode,
+};
+
+#[derive(clap::Args, Clone, Copy)]
+pub(crate) struct Args {
+    /// Install without asking
+    #[arg(long)]
+    yes: bool,
+    /// Only report; exit with 1 if something is lacking
+    #[arg(long, conflicts_with = "yes")]
+    check: bool,
+}
+
+pub(crate) fn run(args: Args) -> Outcome {
+    let machine = Machine::probe()?;
+    let lacking = Lacking::probe(&machine);
+    if args.check || lacking.is_empty() {
+        lacking.report(&machine);
+        return Ok(if lacking.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
+    }
+    install(&machine, &lacking, args.yes)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the other verbs call: silent when nothing is lacking.
+pub(crate) fn ensure() -> Result<()> {
+    let machine = Machine::probe()?;
+    let lacking = Lacking::probe(&machine);
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    install(&machine, &lacking, false)
+}
+
+struct Lacking {
+    programs: Vec<&'static packages::Program>,
+    sources: bool,
+    linker: bool,
+}
+
+impl Lacking {
+    fn probe(machine: &Machine) -> Self {
+        Self {
+            programs: packages::lacking(machine),
+            sources: !rust_src::present(machine),
+            linker: !linker::present(machine),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.programs.is_empty() && !self.sources && !self.linker
+    }
+
+    fn report(&self, machine: &Machine) {
+        for program in packages::PROGRAMS {
+            let lacking = self.programs.iter().any(|p| p.name == program.name);
+            line(
+                lacking,
+                program.name,
+                &format!("Debian package {}", program.package(machine)),
+            );
+        }
+        let sources = format!(
+            "library of rustc {}, {}",
+            machine.rustc,
+            machine.library().display()
+        );
+        line(self.sources, "rust-src", &sources);
+        line(
+            self.linker,
+            "bpf-linker",
+            &format!("version {}", linker::VERSION),
+        );
+    }
+
+    /// What will be done, and where.
+    fn plan(&self, machine: &Machine) {
+        eprintln!("setup: this machine lacks");
+        if !self.programs.is_empty() {
+            let names = packages::names(&self.programs, machine).join(" ");
+            eprintln!("  Debian packages    {names}: by apt-get (no service is started)");
+        }
+        if self.sources {
+            let library = machine.library();
+            eprintln!(
+                "  library sources    of rustc {}: into {}",
+                machine.rustc,
+                library.display()
+            );
+        }
+        if self.linker {
+            let bin = machine.cargo_bin.display();
+            eprintln!(
+                "  bpf-linker {}  by cargo install: into {bin} (1-2 minutes)",
+                linker::VERSION
+            );
+        }
+        eprintln!("downloads are kept in {}", machine.cache.display());
+    }
+}
+
+fn line(lacking: bool, name: &str, what: &str) {
+    eprintln!(
+        "{}  {name:<11} {what}",
+        if lacking { "lacks" } else { "ok   " }
+    );
+}
+
+fn install(machine: &Machine, lacking: &Lacking, yes: bool) -> Result<()> {
+    lacking.plan(machine);
+    if !yes && stdin().is_terminal() && !agreed()? {
+        bail!("nothing was installed; `cargo xtask setup --check` lists what is lacking");
+    }
+    if !lacking.programs.is_empty() {
+        packages::install(&lacking.programs, machine)?;
+    }
+    if lacking.sources {
+        rust_src::install(machine)?;
+    }
+    if lacking.linker {
+        linker::install(machine)?;
+    }
+    let left = Lacking::probe(machine);
+    if !left.is_empty() {
+        left.report(machine);
+        bail!("setup ran through, and the above is lacking still");
+    }
+    eprintln!("setup: done");
+    Ok(())
+}
+
+fn agreed() -> Result<bool> {
+    eprint!("go on? [Y/n] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    Ok(matches!(
+        answer.trim().to_lowercase().as_str(),
+        "" | "y" | "yes"
+    ))
+}

@@ -1,0 +1,112 @@
+//! `cargo xtask test`: every check and test, cheap ones first, and one line that sums them up.
+//!
+//! In: the workspace; the root tests are the files of `tests/tests/`, whatever they are called. Out: the tests' own
+//! output, a table of steps, the skipped and failed tests, and as the last line `N passed, M failed`. A check that is
+//! no test (formatting, clippy, …) shows only when it fails, as one failure.
+
+mod output;
+mod steps;
+mod tolerated;
+
+use crate::{Outcome, cargo, setup};
+use anyhow::Result;
+use output::Tally;
+use std::{env, process::ExitCode, time::Instant};
+use steps::{Scope, Step};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Below 3 minutes: formatting, clippy, unit and property tests, packet cases with smaller counts
+    #[arg(long)]
+    quick: bool,
+    /// Run only tests whose name contains this, or the test file of this name; no other checks
+    filter: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    setup::ensure()?;
+    let root = cargo::root();
+    let scope = Scope {
+        quick: args.quick,
+        filter: args.filter.as_deref(),
+    };
+    let steps = steps::plan(&root, &scope)?;
+    let mut done = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        eprintln!("\n== {} ({} of {})", step.name, index + 1, steps.len());
+        done.push(run_step(step)?);
+    }
+    let tolerated = if env::var_os("CI").is_some_and(|ci| ci == "true") {
+        Some(tolerated::read(&root)?)
+    } else {
+        None
+    };
+    Ok(report(&done, tolerated.as_deref()))
+}
+
+struct Done<'a> {
+    step: &'a Step,
+    seconds: f64,
+    success: bool,
+    tally: Tally,
+}
+
+fn run_step(step: &Step) -> Result<Done<'_>> {
+    let start = Instant::now();
+    let (success, tally) = (step.run)()?;
+    Ok(Done {
+        step,
+        seconds: start.elapsed().as_secs_f64(),
+        success,
+        tally,
+    })
+}
+
+/// Prints what there is to say and decides. `tolerated` is the list of needs that may be missing; without it (not CI)
+/// any may.
+#[expect(clippy::print_stdout, reason = "the results are what was asked for")]
+fn report(done: &[Done<'_>], tolerated: Option<&[String]>) -> ExitCode {
+    println!();
+    for Done {
+        step,
+        seconds,
+        success,
+        tally,
+    } in done
+    {
+        let result = match (success, tally.ran()) {
+            (true, false) => "ok".to_owned(),
+            (false, false) => "FAILED".to_owned(),
+            (_, true) => tally.line(),
+        };
+        println!("{:<28} {seconds:>7.1} s  {result}", step.name);
+    }
+    let mut sum = Tally::default();
+    for one in done {
+        for skip in &one.tally.skipped {
+            println!("skipped: {} ({}: {})", skip.need, one.step.name, skip.test);
+            if tolerated.is_some_and(|list| !list.contains(&skip.need)) {
+                println!("FAILED: this skip is not on the list {}", tolerated::FILE);
+                sum.failed += 1;
+                sum.passed = sum.passed.saturating_sub(1);
+            }
+        }
+        for test in &one.tally.failures {
+            println!("FAILED: {}: {test}", one.step.name);
+        }
+        // A step that failed without a failed test did not get to its tests, or is none.
+        if !one.success && one.tally.failed == 0 {
+            println!("FAILED: {}", one.step.name);
+            sum.failed += 1;
+        }
+        sum.passed += one.tally.passed;
+        sum.failed += one.tally.failed;
+        sum.skipped.extend(one.tally.skipped.iter().cloned());
+    }
+    println!("{}", sum.line());
+    if sum.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,221 @@
+//! The steps of a test run, in the order of their cost.
+
+use super::output::{Reader, Tally};
+use crate::{cargo, lint};
+use anyhow::{Context as _, Result};
+use std::{
+    fs,
+    io::{self, BufRead as _, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+pub(super) struct Step {
+    pub(super) name: String,
+    pub(super) run: Run,
+}
+
+/// Runs the step; says whether it succeeded, and what its tests did.
+type Run = Box<dyn Fn() -> Result<(bool, Tally)>>;
+
+pub(super) struct Scope<'a> {
+    pub(super) quick: bool,
+    pub(super) filter: Option<&'a str>,
+}
+
+/// Test files of `tests/tests/` that a quick run keeps: packets only, in memory and through the kernel.
+const QUICK: [&str; 2] = ["agreement", "packets"];
+
+pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
+    let mut files = test_files(&root.join("tests/tests"))?;
+    let named = scope
+        .filter
+        .filter(|filter| files.iter().any(|file| file == filter));
+    if let Some(name) = named {
+        files.retain(|file| file == name);
+    } else if scope.quick {
+        files.retain(|file| QUICK.contains(&file.as_str()));
+    }
+    let mut steps = Vec::new();
+    if scope.filter.is_none() {
+        steps.extend(lint::checks(scope.quick).into_iter().map(|check| Step {
+            name: check.name.to_owned(),
+            run: Box::new(move || Ok(((check.run)()?, Tally::default()))),
+        }));
+    }
+    let filter = scope.filter.filter(|_| named.is_none());
+    if named.is_none() {
+        let packages = [
+            "--package",
+            "lb-common",
+            "--package",
+            "lb-userspace",
+            "--package",
+            "xtask",
+        ];
+        steps.push(test_step(
+            "unit and property",
+            &packages,
+            &[],
+            filter,
+            scope.quick,
+            None,
+        ));
+        let harness = ["--package", "lb-tests", "--lib", "--bins"];
+        steps.push(test_step(
+            "harness",
+            &harness,
+            &SERIAL,
+            filter,
+            scope.quick,
+            None,
+        ));
+    }
+    if !files.is_empty() {
+        let millrace = cargo::target_dir()?.join("debug/millrace");
+        steps.push(Step {
+            name: "millrace binary".into(),
+            run: Box::new(|| Ok((build_millrace(), Tally::default()))),
+        });
+        for file in files {
+            let target = ["--package", "lb-tests", "--test", &file];
+            steps.push(test_step(
+                &file,
+                &target,
+                &SERIAL,
+                filter,
+                scope.quick,
+                Some(&millrace),
+            ));
+        }
+    }
+    if scope.filter.is_none() && !scope.quick {
+        steps.push(Step {
+            name: "documentation".into(),
+            run: Box::new(documentation),
+        });
+    }
+    Ok(steps)
+}
+
+/// Kernel state (maps, pins, interfaces) is one for all tests of a file.
+const SERIAL: [&str; 1] = ["--test-threads=1"];
+
+fn test_step(
+    name: &str,
+    target: &[&str],
+    options: &[&str],
+    filter: Option<&str>,
+    quick: bool,
+    millrace: Option<&Path>,
+) -> Step {
+    let mut words: Vec<String> = vec!["test".into(), "--no-fail-fast".into()];
+    words.extend(target.iter().map(|&word| word.to_owned()));
+    words.extend(["--".into(), "--show-output".into()]);
+    words.extend(
+        options
+            .iter()
+            .chain(filter.iter())
+            .map(|&word| word.to_owned()),
+    );
+    let millrace: Option<PathBuf> = millrace.map(Path::to_path_buf);
+    let run = move || {
+        let mut command = cargo::cargo(&words);
+        if let Some(millrace) = &millrace {
+            command.env("MILLRACE_BIN", millrace);
+        }
+        if quick {
+            command.env("MILLRACE_QUICK", "1");
+        }
+        tee(&mut command, &mut io::stdout().lock())
+    };
+    Step {
+        name: name.to_owned(),
+        run: Box::new(run),
+    }
+}
+
+/// Names of the test binaries in a folder, sorted.
+fn test_files(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    // No folder, no tests yet.
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Ok(names);
+    };
+    for entry in entries {
+        let path = entry.with_context(|| dir.display().to_string())?.path();
+        let name = path.file_stem().and_then(|stem| stem.to_str());
+        if let Some(name) = name
+            && (path.extension().is_some_and(|extension| extension == "rs")
+                || path.join("main.rs").is_file())
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// A build that fails is a failed step, not the end of the run.
+fn build_millrace() -> bool {
+    cargo::build_millrace("dev")
+        .inspect_err(|error| eprintln!("{error:#}"))
+        .is_ok()
+}
+
+fn documentation() -> Result<(bool, Tally)> {
+    let status = cargo::cargo([
+        "doc",
+        "--quiet",
+        "--no-deps",
+        "--workspace",
+        "--exclude",
+        "lb-ebpf",
+    ])
+    .env("RUSTDOCFLAGS", "-Dwarnings")
+    .status()
+    .context("cargo doc")?;
+    Ok((status.success(), Tally::default()))
+}
+
+/// Runs a test command, passes its output on as it comes and reads the results from it.
+fn tee(command: &mut Command, out: &mut impl Write) -> Result<(bool, Tally)> {
+    // One pipe for both streams keeps their lines in order.
+    let (output, input) = io::pipe()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(input.try_clone()?)
+        .stderr(input)
+        .spawn()
+        .context("cargo test")?;
+    // The command holds the writing end too; while it is open the reader sees no end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut reader = Reader::default();
+    let mut lines = BufReader::new(output);
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        out.write_all(&line)?;
+        out.flush()?;
+        reader.line(&String::from_utf8_lossy(&line));
+        line.clear();
+    }
+    Ok((child.wait()?.success(), reader.finish()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_of_both_streams_is_read_in_order() {
+        let script = "echo 'test a ... FAILED' >&2; echo '---- b stdout ----'; echo 'skipped: root' >&2; \
+                      echo 'test result: FAILED. 4 passed; 1 failed; 0 ignored'; exit 3";
+        let mut copy = Vec::new();
+        let (success, tally) =
+            tee(Command::new("sh").args(["-c", script]), &mut copy).expect("sh runs");
+        assert_eq!(String::from_utf8_lossy(&copy).lines().count(), 4);
+        assert!(!success);
+        assert_eq!(tally.line(), "3 passed, 1 failed, 1 skipped");
+        assert_eq!(tally.failures, ["a"]);
+    }
+}
