@@ -1,5 +1,6 @@
 #![no_std]
 #![no_main]
+mod maps;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
 #[xdp]

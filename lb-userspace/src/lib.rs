@@ -1,1 +1,4 @@
+//! The agent and the CLI, in the order of their flow: facts (`config`, `net`, `health`) → `desired` → `plan` →
+//! `dataplane` → maps → `observe`. Imports point one way only.
 
+pub mod plan;

@@ -1,0 +1,45 @@
+//! Backends: where a flow goes and how.
+
+use crate::bytes::{Addr, Be16};
+
+/// Element of `BACKENDS`, 48 bytes. Everything but `next_hop` and `state` is written while no `MEMBERS` word names
+/// the id, and an id is given again only after a grace period; `next_hop` and `state` are stores of one word.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[repr(C)]
+pub struct Backend {
+    pub address: Addr,
+    /// Own address: source of the translated packet (`nat`, family of the backend) or of the outer header (`ipip`).
+    pub source: Addr,
+    /// Destination port after translation (`nat` only).
+    pub port: Be16,
+    /// A [`Mode`] as number.
+    pub mode: u8,
+    pub pad: u8,
+    /// Counts the uses of this id: a flow that remembers another generation belongs to a backend that is gone.
+    pub generation: u32,
+    /// Index into `NEXT_HOPS`; 0: ask `bpf_fib_lookup`.
+    pub next_hop: u32,
+    /// 1: usable for new flows. UDP flows leave a backend that is not (contract A7.1); TCP flows stay.
+    pub state: u32,
+}
+
+/// How a packet reaches its backend (design.md section 3).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Mode {
+    Nat = 1,
+    Ipip = 2,
+    L2 = 3,
+}
+
+impl Mode {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Ipip => "ipip",
+            Self::L2 => "l2",
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Backend>() == 48);

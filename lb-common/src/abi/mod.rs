@@ -1,0 +1,21 @@
+//! Layouts of every map's keys and values, shared by the kernel and the agent.
+//!
+//! All structs are `repr(C)` without implicit padding (uninitialised padding in a key is another key), sizes are
+//! asserted, integers are in host byte order unless their type says otherwise. Who writes and who reads each map
+//! stands in `lb-ebpf/src/maps.rs`.
+
+mod backend;
+mod counters;
+mod flow;
+mod frontend;
+mod next_hop;
+mod service;
+mod settings;
+
+pub use backend::{Backend, Mode};
+pub use counters::{BackendCount, FrontendCount, Reason};
+pub use flow::{Flow, Hop, Tuple, flow_state};
+pub use frontend::{Frontend, FrontendKey, SourceKey};
+pub use next_hop::NextHop;
+pub use service::{NO_OWNER, OWNERS, Region, Service, owner, service_flag, slot_of};
+pub use settings::{Bucket, FILTER_WORDS, Settings, filter_bit, setting_flag};

@@ -1,0 +1,98 @@
+//! What holds for every packet, and the filter that lets foreign packets leave at once.
+
+use crate::bytes::Address;
+
+/// The one element of `SETTINGS`, 64 bytes. Each field is one word, so a change is seen whole.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[repr(C, align(8))]
+pub struct Settings {
+    /// SipHash key, equal on all nodes; survives restarts in the pinned map.
+    pub hash_key: [u64; 2],
+    /// Bits of [`setting_flag`].
+    pub flags: u32,
+    /// Jiffies per second of this kernel.
+    pub hz: u32,
+    /// First and last port of `nat.ports`, host order; first in the low half. 0: no `nat`.
+    pub nat_ports: u32,
+    /// Counts changes of routes and neighbours; a flow resolved before one asks again.
+    pub reserved: u32,
+    /// Replies of our own (RST, ICMP) per second and CPU, and the most at once.
+    pub reject_rate: u32,
+    pub reject_burst: u32,
+    /// New established flows per second and CPU, and the most at once.
+    pub flow_rate: u32,
+    pub flow_burst: u32,
+    pub padding: [u64; 2],
+}
+
+/// Bits of [`Settings::flags`].
+pub mod setting_flag {
+    /// Everything passes.
+    pub const BYPASS: u32 = 1;
+}
+
+/// Element of the per-CPU array `BUCKETS`: a token bucket.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[repr(C)]
+pub struct Bucket {
+    pub tokens: u32,
+    /// Jiffies of the last refill.
+    pub filled: u32,
+}
+
+impl Bucket {
+    /// Index of the budget that all replies of our own share.
+    pub const REJECT: u32 = 0;
+    /// Index of the budget of new established flows.
+    pub const FLOW: u32 = 1;
+    pub const COUNT: u32 = 2;
+
+    /// Takes one token: the whole bucket is refilled for the time gone by, `burst` at most.
+    #[inline(always)]
+    pub fn take(&mut self, now: u32, hz: u32, rate: u32, burst: u32) -> bool {
+        let gone = now.wrapping_sub(self.filled);
+        if gone != 0 {
+            let hz = if hz == 0 { 1 } else { hz };
+            // Time that earns less than a token stays on the clock.
+            let earned = if gone > hz {
+                u64::from(burst)
+            } else {
+                u64::from(gone) * u64::from(rate) / u64::from(hz)
+            };
+            if earned != 0 {
+                let sum = u64::from(self.tokens) + earned;
+                self.tokens = if sum > u64::from(burst) {
+                    burst
+                } else {
+                    sum as u32
+                };
+                self.filled = now;
+            }
+        }
+        if self.tokens == 0 {
+            return false;
+        }
+        self.tokens -= 1;
+        true
+    }
+}
+
+/// Words of `ADDRESSES`: a one-probe Bloom filter over VIPs and `nat` sources, 2^18 bits. A clear bit means "not ours"
+/// after one array look-up; a set one costs a foreign packet one more hash look-up.
+pub const FILTER_WORDS: u32 = 4096;
+
+/// Word and bit (as mask) of `address` in `ADDRESSES`.
+#[inline(always)]
+pub fn filter_bit<A: Address>(address: &A) -> (u32, u64) {
+    let mut mix = 0u32;
+    let mut index = 0;
+    while index < A::WORDS {
+        mix = (mix ^ address.word(index)).wrapping_mul(0x9e37_79b1);
+        mix ^= mix >> 15;
+        index += 1;
+    }
+    (mix >> 20, 1 << ((mix >> 14) & 63))
+}
+
+const _: () = assert!(size_of::<Settings>() == 64);
+const _: () = assert!(size_of::<Bucket>() == 8);

@@ -1,0 +1,208 @@
+//! Addresses and ports as they lie in a packet, aligned so that each is one machine word or a row of them.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A 16-bit field in network byte order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Debug)]
+#[repr(transparent)]
+pub struct Be16(u16);
+
+impl Be16 {
+    #[inline(always)]
+    pub const fn new(host: u16) -> Self {
+        Self(host.to_be())
+    }
+
+    #[inline(always)]
+    pub const fn from_bytes(bytes: [u8; 2]) -> Self {
+        Self(u16::from_ne_bytes(bytes))
+    }
+
+    /// The value in host byte order.
+    #[inline(always)]
+    pub const fn to_host(self) -> u16 {
+        u16::from_be(self.0)
+    }
+
+    #[inline(always)]
+    pub const fn to_bytes(self) -> [u8; 2] {
+        self.0.to_ne_bytes()
+    }
+
+    /// The field as the CPU loads it: what checksum arithmetic works on (RFC 1071, section 2 B).
+    #[inline(always)]
+    pub const fn raw(self) -> u16 {
+        self.0
+    }
+}
+
+/// An address of either family; the generic parameter of the pipeline.
+pub trait Address: Copy + Eq + core::fmt::Debug {
+    /// 4 or 6.
+    const VERSION: u8;
+    /// Words of 32 bits.
+    const WORDS: usize;
+
+    /// The 32-bit word at `index` (< [`Self::WORDS`]), as loaded by the CPU.
+    fn word(&self, index: usize) -> u32;
+    fn to_addr(&self) -> Addr;
+    /// The address of this family in `addr`. An address of the other family gives nonsense, not an error: map
+    /// contents are checked when they are planned.
+    fn from_addr(addr: &Addr) -> Self;
+}
+
+/// An IPv4 address in network byte order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+#[repr(transparent)]
+pub struct V4(pub u32);
+
+impl V4 {
+    #[inline(always)]
+    pub const fn from_bytes(bytes: [u8; 4]) -> Self {
+        Self(u32::from_ne_bytes(bytes))
+    }
+
+    #[inline(always)]
+    pub const fn to_bytes(self) -> [u8; 4] {
+        self.0.to_ne_bytes()
+    }
+}
+
+impl Address for V4 {
+    const VERSION: u8 = 4;
+    const WORDS: usize = 1;
+
+    #[inline(always)]
+    fn word(&self, _index: usize) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn to_addr(&self) -> Addr {
+        Addr([0, 0, 0xffff_u32.to_be(), self.0])
+    }
+
+    #[inline(always)]
+    fn from_addr(addr: &Addr) -> Self {
+        Self(addr.0[3])
+    }
+}
+
+impl From<Ipv4Addr> for V4 {
+    fn from(ip: Ipv4Addr) -> Self {
+        Self::from_bytes(ip.octets())
+    }
+}
+
+/// An IPv6 address in network byte order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+#[repr(transparent)]
+pub struct V6(pub [u32; 4]);
+
+impl V6 {
+    #[inline(always)]
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        Self([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ])
+    }
+
+    #[inline(always)]
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        let mut word = 0;
+        while word < 4 {
+            let quarter = self.0[word].to_ne_bytes();
+            let mut byte = 0;
+            while byte < 4 {
+                bytes[word * 4 + byte] = quarter[byte];
+                byte += 1;
+            }
+            word += 1;
+        }
+        bytes
+    }
+}
+
+impl Address for V6 {
+    const VERSION: u8 = 6;
+    const WORDS: usize = 4;
+
+    #[inline(always)]
+    fn word(&self, index: usize) -> u32 {
+        self.0[index & 3]
+    }
+
+    #[inline(always)]
+    fn to_addr(&self) -> Addr {
+        Addr(self.0)
+    }
+
+    #[inline(always)]
+    fn from_addr(addr: &Addr) -> Self {
+        Self(addr.0)
+    }
+}
+
+impl From<Ipv6Addr> for V6 {
+    fn from(ip: Ipv6Addr) -> Self {
+        Self::from_bytes(ip.octets())
+    }
+}
+
+/// An address of either family in 16 bytes, IPv4 as an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+#[repr(transparent)]
+pub struct Addr(pub [u32; 4]);
+
+impl Addr {
+    pub const UNSPECIFIED: Self = Self([0; 4]);
+
+    #[inline(always)]
+    pub fn is_v4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0xffff_u32.to_be()
+    }
+
+    pub fn to_ip(&self) -> IpAddr {
+        let ip = Ipv6Addr::from(V6(self.0).to_bytes());
+        ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4)
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => V4::from(ip).to_addr(),
+            IpAddr::V6(ip) => V6::from(ip).to_addr(),
+        }
+    }
+}
+
+/// A link-layer address.
+pub type Mac = [u8; 6];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_both_families_round_trip() {
+        for ip in ["192.0.2.10", "2001:db8::10", "0.0.0.0", "::1"] {
+            let ip: IpAddr = ip.parse().unwrap();
+            assert_eq!(Addr::from(ip).to_ip(), ip);
+            assert_eq!(Addr::from(ip).is_v4(), ip.is_ipv4());
+        }
+    }
+
+    #[test]
+    fn fields_keep_network_order_in_memory() {
+        assert_eq!(Be16::new(0x1234).to_bytes(), [0x12, 0x34]);
+        assert_eq!(V4::from(Ipv4Addr::new(1, 2, 3, 4)).to_bytes(), [1, 2, 3, 4]);
+        let v6: Ipv6Addr = "2001:db8::1:2".parse().unwrap();
+        assert_eq!(V6::from(v6).to_bytes(), v6.octets());
+    }
+}

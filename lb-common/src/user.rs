@@ -1,0 +1,39 @@
+//! `aya::Pod` for the map types. Each is `repr(C)`, `Copy`, made of integers only and free of implicit padding.
+#![expect(
+    unsafe_code,
+    reason = "aya::Pod is an unsafe trait; the layouts are asserted in abi"
+)]
+
+use crate::{
+    abi::{
+        Backend, BackendCount, Bucket, Flow, Frontend, FrontendCount, FrontendKey, NextHop,
+        Service, Settings, SourceKey, Tuple,
+    },
+    bytes::{V4, V6},
+};
+
+macro_rules! pod {
+    ($($type:ty),+ $(,)?) => {$(
+        // SAFETY: repr(C), 'static, integers only, no implicit padding (sizes asserted in abi).
+        unsafe impl aya::Pod for $type {}
+    )+};
+}
+
+pod!(
+    Backend,
+    BackendCount,
+    Bucket,
+    Flow<V4>,
+    Flow<V6>,
+    Frontend,
+    FrontendCount,
+    FrontendKey<V4>,
+    FrontendKey<V6>,
+    NextHop,
+    Service,
+    Settings,
+    SourceKey<V4>,
+    SourceKey<V6>,
+    Tuple<V4>,
+    Tuple<V6>,
+);

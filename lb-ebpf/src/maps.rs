@@ -1,0 +1,81 @@
+//! Every map: who writes it, who reads it, and why it is of its type. Sizes are those of the default limits; the
+//! agent sets them at load.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, xdp::DevMapHash},
+};
+use lb_common::{
+    abi::{
+        Backend, BackendCount, Bucket, FILTER_WORDS, Flow, Frontend, FrontendCount, FrontendKey,
+        NextHop, Reason, Service, Settings, SourceKey, Tuple,
+    },
+    bytes::{V4, V6},
+};
+
+/// One element. The agent writes it.
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Bloom filter over VIPs and `nat` sources. The agent writes words through mmap.
+#[map]
+pub static ADDRESSES: Array<u64> = Array::with_max_entries(FILTER_WORDS, BPF_F_MMAPABLE);
+
+/// Immutable entries: inserted and deleted by the agent. Not preallocated, so that a deleted element is not handed
+/// to another key while a reader holds it.
+#[map]
+pub static FRONTENDS4: HashMap<FrontendKey<V4>, Frontend> =
+    HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+#[map]
+pub static FRONTENDS6: HashMap<FrontendKey<V6>, Frontend> =
+    HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// Source ranges of restricted services: value unused. The agent writes them.
+#[map]
+pub static SOURCES4: LpmTrie<SourceKey<V4>, u32> =
+    LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static SOURCES6: LpmTrie<SourceKey<V6>, u32> =
+    LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// The five arrays of selection, written by the agent through mmap, a word at a time.
+#[map]
+pub static SERVICES: Array<Service> = Array::with_max_entries(4096, BPF_F_MMAPABLE);
+#[map]
+pub static SLOTS: Array<u64> = Array::with_max_entries(8_388_608, BPF_F_MMAPABLE);
+/// Ordinal to backend id (low 32 bits).
+#[map]
+pub static MEMBERS: Array<u64> = Array::with_max_entries(131_072, BPF_F_MMAPABLE);
+#[map]
+pub static BACKENDS: Array<Backend> = Array::with_max_entries(65_536, BPF_F_MMAPABLE);
+#[map]
+pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(65_536, BPF_F_MMAPABLE);
+
+/// Established flows, two entries each. The program writes them; the agent reads and removes.
+#[map]
+pub static FLOWS4: LruHashMap<Tuple<V4>, Flow<V4>> = LruHashMap::with_max_entries(524_288, 0);
+#[map]
+pub static FLOWS6: LruHashMap<Tuple<V6>, Flow<V6>> = LruHashMap::with_max_entries(524_288, 0);
+
+/// Flows whose client has not yet shown that it sees our replies: a flood of spoofed packets stays in here.
+#[map]
+pub static HALF_OPEN4: LruHashMap<Tuple<V4>, Flow<V4>> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+pub static HALF_OPEN6: LruHashMap<Tuple<V6>, Flow<V6>> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Devices that XDP may send on: interface index to itself. The agent writes them.
+#[map]
+pub static DEVICES: DevMapHash = DevMapHash::with_max_entries(1024, 0);
+
+/// Token buckets, per CPU. The program writes them.
+#[map]
+pub static BUCKETS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(Bucket::COUNT, 0);
+
+/// Counters, per CPU. The program adds, the agent reads and zeroes an id's before its first use.
+#[map]
+pub static FRONTEND_STATS: PerCpuArray<FrontendCount> = PerCpuArray::with_max_entries(4096, 0);
+#[map]
+pub static BACKEND_STATS: PerCpuArray<BackendCount> = PerCpuArray::with_max_entries(65_536, 0);
+#[map]
+pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(4096 * Reason::COUNT, 0);
