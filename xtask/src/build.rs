@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 pub(crate) fn run() -> Outcome {
     setup::ensure()?;
-    let binary = cargo::build_millrace("release")?;
-    eprintln!("built {}", binary.display());
+    let folder = cargo::build_binaries(&["lb-userspace"], "release")?;
+    eprintln!("built {}", folder.join("millrace").display());
     Ok(ExitCode::SUCCESS)
 }

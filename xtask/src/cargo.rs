@@ -53,46 +53,37 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
     Ok(dir.into())
 }
 
-/// Builds the `millrace` binary and names it. `profile` is cargo's: `dev` or `release`.
-pub(crate) fn build_millrace(profile: &str) -> Result<PathBuf> {
+/// Builds the binaries of these packages and names their folder. `profile` is cargo's: `dev` or `release`.
+pub(crate) fn build_binaries(packages: &[&str], profile: &str) -> Result<PathBuf> {
+    let mut command = cargo(["build", "--bins", "--profile", profile]);
+    for package in packages {
+        command.args(["--package", package]);
+    }
     // stdout may be a bench's JSON.
-    let status = cargo([
-        "build",
-        "--package",
-        "lb-userspace",
-        "--bin",
-        "millrace",
-        "--profile",
-        profile,
-    ])
-    .stdout(std::io::stderr())
-    .status()
-    .context("cargo build")?;
+    let status = command
+        .stdout(std::io::stderr())
+        .status()
+        .context("cargo build")?;
     if !status.success() {
-        bail!("the millrace binary does not build");
+        bail!("cargo build: {} did not build", packages.join(", "));
     }
     let folder = if profile == "dev" { "debug" } else { profile };
-    Ok(target_dir()?.join(folder).join("millrace"))
+    Ok(target_dir()?.join(folder))
 }
 
-/// Runs a binary of the harness package in the release profile, with the release `millrace` named in `MILLRACE_BIN`,
-/// and passes its exit code on.
-pub(crate) fn run_harness(bin: &str, args: &[&str]) -> crate::Outcome {
-    let millrace = build_millrace("release")?;
-    let status = cargo([
-        "run",
-        "--quiet",
-        "--release",
-        "--package",
-        "lb-tests",
-        "--bin",
-        bin,
-        "--",
-    ])
-    .args(args)
-    .env("MILLRACE_BIN", millrace)
-    .status()
-    .with_context(|| format!("cargo run --bin {bin}"))?;
+/// The agent and the harness, whose programs start each other.
+pub(crate) const BINARIES: [&str; 2] = ["lb-userspace", "lb-tests"];
+
+/// Runs a program of the harness, built for release, with the release `millrace` named in `MILLRACE_BIN`, and passes
+/// its exit code on.
+pub(crate) fn run_harness(program: &str, args: &[&str]) -> crate::Outcome {
+    let folder = build_binaries(&BINARIES, "release")?;
+    let status = Command::new(folder.join(program))
+        .args(args)
+        .current_dir(root())
+        .env("MILLRACE_BIN", folder.join("millrace"))
+        .status()
+        .with_context(|| folder.join(program).display().to_string())?;
     Ok(exit_code(status))
 }
 

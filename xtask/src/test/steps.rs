@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use std::{
     fs,
     io::{self, BufRead as _, BufReader, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -44,50 +44,36 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
         }));
     }
     let filter = scope.filter.filter(|_| named.is_none());
+    let millrace = cargo::target_dir()?.join("debug/millrace");
+    let test = |name: &str, target: &[&str], options: &[&str]| {
+        let step = Tests {
+            millrace: &millrace,
+            quick: scope.quick,
+            filter,
+        };
+        step.of(name, target, options)
+    };
     if named.is_none() {
-        let packages = [
-            "--package",
-            "lb-common",
-            "--package",
-            "lb-userspace",
-            "--package",
-            "xtask",
-        ];
-        steps.push(test_step(
-            "unit and property",
-            &packages,
-            &[],
-            filter,
-            scope.quick,
-            None,
-        ));
-        let harness = ["--package", "lb-tests", "--lib", "--bins"];
-        steps.push(test_step(
+        let packages = ["lb-common", "lb-userspace", "xtask"].map(|name| ["--package", name]);
+        steps.push(test("unit and property", packages.as_flattened(), &[]));
+    }
+    steps.push(Step {
+        name: "binaries".into(),
+        run: Box::new(|| Ok((binaries(), Tally::default()))),
+    });
+    if named.is_none() {
+        steps.push(test(
             "harness",
-            &harness,
+            &["--package", "lb-tests", "--lib", "--bins"],
             &SERIAL,
-            filter,
-            scope.quick,
-            None,
         ));
     }
-    if !files.is_empty() {
-        let millrace = cargo::target_dir()?.join("debug/millrace");
-        steps.push(Step {
-            name: "millrace binary".into(),
-            run: Box::new(|| Ok((build_millrace(), Tally::default()))),
-        });
-        for file in files {
-            let target = ["--package", "lb-tests", "--test", &file];
-            steps.push(test_step(
-                &file,
-                &target,
-                &SERIAL,
-                filter,
-                scope.quick,
-                Some(&millrace),
-            ));
-        }
+    for file in files {
+        steps.push(test(
+            &file,
+            &["--package", "lb-tests", "--test", &file],
+            &SERIAL,
+        ));
     }
     if scope.filter.is_none() && !scope.quick {
         steps.push(Step {
@@ -101,37 +87,39 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
 /// Kernel state (maps, pins, interfaces) is one for all tests of a file.
 const SERIAL: [&str; 1] = ["--test-threads=1"];
 
-fn test_step(
-    name: &str,
-    target: &[&str],
-    options: &[&str],
-    filter: Option<&str>,
+/// What all test steps of a run have in common.
+struct Tests<'a> {
+    millrace: &'a Path,
     quick: bool,
-    millrace: Option<&Path>,
-) -> Step {
-    let mut words: Vec<String> = vec!["test".into(), "--no-fail-fast".into()];
-    words.extend(target.iter().map(|&word| word.to_owned()));
-    words.extend(["--".into(), "--show-output".into()]);
-    words.extend(
-        options
+    filter: Option<&'a str>,
+}
+
+impl Tests<'_> {
+    /// `target` chooses packages and binaries for cargo, `options` are libtest's.
+    fn of(&self, name: &str, target: &[&str], options: &[&str]) -> Step {
+        let words = ["test", "--no-fail-fast"]
             .iter()
-            .chain(filter.iter())
-            .map(|&word| word.to_owned()),
-    );
-    let millrace: Option<PathBuf> = millrace.map(Path::to_path_buf);
-    let run = move || {
-        let mut command = cargo::cargo(&words);
-        if let Some(millrace) = &millrace {
-            command.env("MILLRACE_BIN", millrace);
+            .chain(target)
+            .chain(&["--", "--show-output"]);
+        let words = words
+            .chain(options)
+            .chain(&self.filter)
+            .map(|&word| word.to_owned());
+        let words: Vec<String> = words.collect();
+        let millrace = self.millrace.to_path_buf();
+        let quick = self.quick;
+        let run = move || {
+            let mut command = cargo::cargo(&words);
+            command.env("MILLRACE_BIN", &millrace);
+            if quick {
+                command.env("MILLRACE_QUICK", "1");
+            }
+            tee(&mut command, &mut io::stdout().lock())
+        };
+        Step {
+            name: name.to_owned(),
+            run: Box::new(run),
         }
-        if quick {
-            command.env("MILLRACE_QUICK", "1");
-        }
-        tee(&mut command, &mut io::stdout().lock())
-    };
-    Step {
-        name: name.to_owned(),
-        run: Box::new(run),
     }
 }
 
@@ -157,10 +145,9 @@ fn test_files(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// A build that fails is a failed step, not the end of the run.
-fn build_millrace() -> bool {
-    cargo::build_millrace("dev")
-        .inspect_err(|error| eprintln!("{error:#}"))
-        .is_ok()
+fn binaries() -> bool {
+    let built = cargo::build_binaries(&cargo::BINARIES, "dev");
+    built.inspect_err(|error| eprintln!("{error:#}")).is_ok()
 }
 
 fn documentation() -> Result<(bool, Tally)> {
