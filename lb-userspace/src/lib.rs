@@ -1,4 +1,6 @@
 //! The agent and the CLI, in the order of their flow: facts (`config`, `net`, `health`) → `desired` → `plan` →
 //! `dataplane` → maps → `observe`. Imports point one way only.
 
+pub mod cli;
+pub mod observe;
 pub mod plan;

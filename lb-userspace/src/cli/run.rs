@@ -1,0 +1,16 @@
+//! `millrace run`: the agent.
+
+use std::path::PathBuf;
+
+use super::{Exit, Failure};
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Configuration file (YAML); watched, and applied when it changes.
+    #[arg(long, short, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+pub(super) fn run(_args: &Args, _global: &super::Global) -> Result<Exit, Failure> {
+    Err(anyhow::anyhow!("this build has no agent yet").into())
+}
