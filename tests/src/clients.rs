@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -19,7 +19,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::netns::Netns;
 
 /// How long a client waits for a connection or an answer: several SYN retransmissions.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Who answered how often.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,16 +117,14 @@ pub fn http(client: &Netns, server: SocketAddr, count: usize, threads: usize) ->
     })
 }
 
-/// As [`http`], until `deadline`.
-pub fn http_until(
+/// HTTP requests by `threads` clients for as long as `wanted` says so.
+pub fn http_while(
     client: &Netns,
     server: SocketAddr,
-    deadline: Instant,
     threads: usize,
+    wanted: impl Fn() -> bool + Sync,
 ) -> Answers {
-    repeat(client, threads, |_| {
-        (Instant::now() < deadline).then(|| http_once(server))
-    })
+    repeat(client, threads, |_| wanted().then(|| http_once(server)))
 }
 
 /// `count` datagrams, each from a port of its own; every answer names a backend.

@@ -1,7 +1,20 @@
 //! Harness of the test suites and of the demo: namespaces, the network in them, real servers and clients, and the
 //! balancer under test.
 
+pub mod balancer;
 pub mod clients;
+pub mod demo;
+pub mod foreign;
 pub mod netns;
 pub mod servers;
+pub mod stage;
 pub mod topology;
+
+/// Whether namespaces and BPF programs can be made here; says what is missing otherwise.
+pub fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: root");
+    }
+    root
+}

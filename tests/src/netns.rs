@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
-        Once,
+        Arc, Once,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -35,8 +35,11 @@ pub fn unique_name(label: &str) -> String {
     format!("{PREFIX}-{}-{number}-{label}", std::process::id())
 }
 
-/// A network namespace, removed on drop.
-pub struct Netns {
+/// A network namespace, removed when its last clone is dropped.
+#[derive(Clone)]
+pub struct Netns(Arc<Inner>);
+
+struct Inner {
     name: String,
     file: File,
 }
@@ -50,7 +53,7 @@ impl Netns {
         run(Command::new("ip").args(["netns", "add", &name]))?;
         let path = Path::new("/run/netns").join(&name);
         let file = File::open(&path).with_context(|| path.display().to_string())?;
-        let netns = Self { name, file };
+        let netns = Self(Arc::new(Inner { name, file }));
         for scope in ["all", "default", "lo"] {
             netns.sysctl(&format!("net.ipv6.conf.{scope}.accept_dad"), "0")?;
             netns.sysctl(&format!("net.ipv6.conf.{scope}.accept_ra"), "0")?;
@@ -62,14 +65,14 @@ impl Netns {
 
     /// As `ip netns` and `nsenter --net=/run/netns/NAME` know it.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.0.name
     }
 
     /// Runs `work` on a thread of its own inside the namespace. Sockets it opens and programs it spawns stay inside.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+                move_into_link_name_space(self.0.file.as_fd(), Some(LinkNameSpaceType::Network))
                     .expect("setns needs root");
                 work()
             });
@@ -103,7 +106,7 @@ impl Netns {
     pub fn ip<'a>(&self, commands: impl IntoIterator<Item = &'a str>) -> Result<()> {
         let lines: Vec<&str> = commands.into_iter().collect();
         let mut batch = Command::new("ip")
-            .args(["-n", &self.name, "-batch", "-"])
+            .args(["-n", &self.0.name, "-batch", "-"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -132,7 +135,7 @@ impl Netns {
     }
 }
 
-impl Drop for Netns {
+impl Drop for Inner {
     fn drop(&mut self) {
         remove(&self.name);
     }
@@ -140,7 +143,7 @@ impl Drop for Netns {
 
 impl fmt::Debug for Netns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
+        f.write_str(&self.0.name)
     }
 }
 

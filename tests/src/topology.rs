@@ -93,6 +93,10 @@ impl Topology {
             Ipv4Addr::new(10, 0, 0, 2),
             Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2),
         )?;
+        // Leaves 20000 and up to tests whose connections want more ports than the default range of `nat` has.
+        balancer
+            .netns
+            .sysctl("net.ipv4.ip_local_port_range", "10000 19999")?;
         let uplink = match shape {
             Shape::OneArm => {
                 plug(
