@@ -65,7 +65,7 @@ fn build(out_dir: &Path) -> Result<PathBuf, String> {
         println!("cargo::rerun-if-changed={}", root.join(input).display());
     }
     let path = path_with_cargo_bin()?;
-    require_sources()?;
+    let compiler = compiler()?;
     require_linker(&path)?;
 
     let target_dir = outer_target_dir(out_dir)?.join("bpf");
@@ -78,6 +78,7 @@ fn build(out_dir: &Path) -> Result<PathBuf, String> {
     let output = cargo
         .current_dir(root)
         .env("PATH", path)
+        .env("RUSTC", compiler)
         .env("RUSTC_BOOTSTRAP", "1")
         .args([
             "build",
@@ -155,23 +156,31 @@ fn path_with_cargo_bin() -> Result<OsString, String> {
     env::join_paths(dirs).map_err(|e| format!("PATH: {e}"))
 }
 
-/// `-Z build-std` compiles `core` from the sources of exactly this compiler; without them cargo's message names rustup
-/// alone.
-fn require_sources() -> Result<(), String> {
-    let rustc = variable("RUSTC")?;
-    let output = Command::new(&rustc)
+/// `-Z build-std` compiles `core` from the sources of exactly the compiler that builds: the machine's own where they are
+/// installed, else the one that set-up keeps in its cache together with its sources.
+fn compiler() -> Result<OsString, String> {
+    let own = variable("RUSTC")?;
+    let output = Command::new(&own)
         .args(["--print", "sysroot"])
         .output()
-        .map_err(|e| format!("{}: {e}", rustc.display()))?;
+        .map_err(|e| format!("{}: {e}", own.display()))?;
     let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     let core = sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs");
     if core.is_file() {
-        return Ok(());
+        return Ok(own);
     }
-    Err(format!(
-        "no library sources of this compiler at {}: run `cargo xtask setup`",
-        core.display()
-    ))
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| env::home_dir().map(|home| home.join(".cache")));
+    cache
+        .map(|cache| cache.join("millrace/rustc-web/rustc"))
+        .filter(|script| script.is_file())
+        .map(OsString::from)
+        .ok_or_else(|| {
+            let core = core.display();
+            format!("no library sources of this compiler at {core}: run `cargo xtask setup`")
+        })
 }
 
 fn require_linker(path: &OsString) -> Result<(), String> {

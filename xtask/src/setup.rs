@@ -5,10 +5,12 @@
 //! Speaks on stderr only: stdout belongs to the verb that called.
 
 mod apt_sources;
+mod debian;
 mod linker;
 mod machine;
 mod packages;
 mod rust_src;
+mod rustc_web;
 
 use crate::Outcome;
 use anyhow::{Result, bail};
@@ -53,6 +55,11 @@ pub(crate) fn ensure() -> Result<()> {
     install(&machine, &lacking, false)
 }
 
+/// Whether the machine's compiler has its own sources: clippy can check the BPF target by no other's.
+pub(crate) fn has_own_sources() -> Result<bool> {
+    Ok(rust_src::present(&Machine::probe()?))
+}
+
 struct Lacking {
     programs: Vec<&'static packages::Program>,
     sources: bool,
@@ -63,7 +70,7 @@ impl Lacking {
     fn probe(machine: &Machine) -> Self {
         Self {
             programs: packages::lacking(machine),
-            sources: !rust_src::present(machine),
+            sources: !rust_src::present(machine) && !rustc_web::present(machine),
             linker: !linker::present(machine),
         }
     }
@@ -136,7 +143,7 @@ fn install(machine: &Machine, lacking: &Lacking, yes: bool) -> Result<()> {
         packages::install(&lacking.programs, machine)?;
     }
     if lacking.sources {
-        rust_src::install(machine)?;
+        install_sources(machine)?;
     }
     if lacking.linker {
         linker::install(machine)?;
@@ -148,6 +155,23 @@ fn install(machine: &Machine, lacking: &Lacking, yes: bool) -> Result<()> {
     }
     eprintln!("setup: done");
     Ok(())
+}
+
+fn install_sources(machine: &Machine) -> Result<()> {
+    let Err(own) = rust_src::install(machine) else {
+        return Ok(());
+    };
+    eprintln!("setup: {own:#}");
+    let Err(web) = rustc_web::install(machine) else {
+        return Ok(());
+    };
+    bail!(
+        "no library sources of rustc {version} ({own:#}; Debian's rustc-web: {web:#}). By hand: where the network \
+         reaches further, run `rustup component add rust-src` with rustc {version}, or unpack Debian's package rust-src \
+         of that version, and copy the folder `library` (with core/src/lib.rs in it) to {}",
+        machine.library().display(),
+        version = machine.rustc,
+    )
 }
 
 fn agreed() -> Result<bool> {

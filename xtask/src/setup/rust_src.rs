@@ -4,8 +4,8 @@
 //! installed: only its `library` folder is copied to where cargo looks.
 
 use super::{
-    apt_sources::{self, Mirror},
-    machine::{Machine, is_root, run},
+    debian::{self, Apt, WorkFolder},
+    machine::{Machine, run},
 };
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -18,8 +18,6 @@ use std::{
 
 /// Suites that hold several compiler versions at a time, smallest package list first.
 const SUITES: [&str; 3] = ["trixie-backports", "forky", "sid"];
-
-const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The sources are some 3 MB; a server that cannot be reached may hold the line for much longer.
 const RUSTUP_DEADLINE: Duration = Duration::from_mins(1);
@@ -36,33 +34,19 @@ pub(super) fn present(machine: &Machine) -> bool {
     complete && marker.map_or(true, |version| version.trim() == machine.rustc)
 }
 
+/// The error says what each way lacked.
 pub(super) fn install(machine: &Machine) -> Result<()> {
     eprintln!("setup: library sources of rustc {}", machine.rustc);
     if let Some(package) = cached(machine) {
         return unpack(machine, &package);
     }
-    let rustup = by_rustup(machine);
-    if rustup.is_ok() && present(machine) {
+    let Err(rustup) = by_rustup(machine) else {
         return Ok(());
-    }
-    let debian = by_debian(machine);
-    if debian.is_ok() && present(machine) {
-        return Ok(());
-    }
-    let why = |result: Result<()>| {
-        result
-            .err()
-            .map_or("left no sources".to_owned(), |e| format!("{e:#}"))
     };
-    bail!(
-        "no library sources of rustc {version} (rustup: {}; Debian: {}). By hand: where the network reaches further, \
-         run `rustup component add rust-src` with rustc {version}, or unpack Debian's package rust-src of that version, \
-         and copy the folder `library` (with core/src/lib.rs in it) to {}",
-        why(rustup),
-        why(debian),
-        machine.library().display(),
-        version = machine.rustc,
-    )
+    let Err(debian) = by_debian(machine) else {
+        return Ok(());
+    };
+    bail!("rustup: {rustup:#}; Debian's rust-src: {debian:#}")
 }
 
 /// Only where the compiler is rustup's: it would add the sources to another one's folder.
@@ -75,124 +59,78 @@ fn by_rustup(machine: &Machine) -> Result<()> {
         .context("the compiler is not rustup's")?;
     let rustup = machine.program("rustup").context("not installed")?;
     eprintln!("setup: rustup component add rust-src");
-    // Its backtrace and retries say less than our own line.
+    // Its retries and backtrace say less than our own line.
     let mut child = Command::new(rustup)
         .args(["component", "add", "rust-src", "--toolchain"])
         .arg(toolchain)
-        .env_remove("RUST_BACKTRACE")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .context("rustup")?;
     let deadline = Instant::now() + RUSTUP_DEADLINE;
-    while Instant::now() < deadline {
+    let status = loop {
         if let Some(status) = child.try_wait()? {
-            if status.success() {
-                return Ok(());
-            }
-            bail!("its server cannot be reached or has no such component ({status})");
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            bail!("no answer within {} s", RUSTUP_DEADLINE.as_secs());
         }
         thread::sleep(Duration::from_millis(50));
+    };
+    if !status.success() {
+        bail!(
+            "its server cannot be reached or has no sources of {} ({status})",
+            machine.rustc
+        );
     }
-    child.kill()?;
-    child.wait()?;
-    bail!("no answer within {} s", RUSTUP_DEADLINE.as_secs())
+    if !present(machine) {
+        bail!("it left no sources in {}", machine.library().display());
+    }
+    Ok(())
 }
 
 fn by_debian(machine: &Machine) -> Result<()> {
-    if machine.distribution.id != "debian" {
-        bail!("this is not Debian");
-    }
-    for tool in ["apt-get", "dpkg"] {
-        machine
-            .program(tool)
-            .with_context(|| format!("no {tool}"))?;
-    }
-    let mirrors = apt_sources::mirrors(Path::new("/etc/apt"), &machine.distribution.codename);
-    if mirrors.is_empty() {
-        bail!(
-            "no mirror of {} in the apt sources",
-            machine.distribution.codename
-        );
-    }
+    let mirrors = debian::mirrors(machine, &machine.distribution.codename)?;
     for suite in SUITES {
         for mirror in &mirrors {
             eprintln!(
                 "setup: looking for rust-src {} in Debian's {suite}",
                 machine.rustc
             );
-            match fetch(machine, mirror, suite) {
-                Ok(package) => return unpack(machine, &package),
-                Err(error) => eprintln!("setup: not in {suite} ({error:#})"),
+            let fetched = Apt::update(machine, &[(mirror, suite)]).and_then(|apt| {
+                apt.download(
+                    [format!("rust-src={}*", machine.rustc)],
+                    &downloads(machine),
+                )
+            });
+            match (fetched, cached(machine)) {
+                (Ok(()), Some(package)) => return unpack(machine, &package),
+                (Ok(()), None) => eprintln!("setup: apt-get left no package"),
+                (Err(error), _) => eprintln!("setup: not in {suite} ({error:#})"),
             }
         }
     }
     bail!("none of {} has it", SUITES.join(", "))
 }
 
-/// Downloads the package into the cache, by an apt that sees one source only, with lists of its own: the machine's apt
-/// stays as it is, and no root is needed.
-fn fetch(machine: &Machine, mirror: &Mirror, suite: &str) -> Result<PathBuf> {
-    let work = machine.cache.join("apt");
-    let _cleaner = Cleaner::of(&work);
-    for dir in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(work.join(dir)).with_context(|| work.display().to_string())?;
-    }
-    let list = work.join("sources.list");
-    let key = mirror.signed_by.clone().or_else(|| {
-        Path::new(DEBIAN_KEYRING)
-            .is_file()
-            .then(|| DEBIAN_KEYRING.to_owned())
-    });
-    let options = key.map_or(String::new(), |key| format!("[signed-by={key}] "));
-    fs::write(&list, format!("deb {options}{} {suite} main\n", mirror.uri))?;
-
-    let downloads = downloads(machine);
-    fs::create_dir_all(&downloads)?;
-    let apt = |args: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command
-            .current_dir(&downloads)
-            .arg("--quiet")
-            .arg(format!("-oDir::Etc::sourcelist={}", list.display()))
-            .arg("-oDir::Etc::sourceparts=-")
-            .arg(format!("-oDir::State::lists={}/lists", work.display()))
-            .arg(format!("-oDir::Cache={}/cache", work.display()))
-            .args(["-oAcquire::Languages=none", "-oAPT::Update::Error-Mode=any"])
-            .stdin(Stdio::null())
-            .args(args);
-        if is_root() {
-            // apt's own user may not write below a home folder.
-            command.arg("-oAPT::Sandbox::User=root");
-        }
-        run(&mut command)
-    };
-    apt(&["update"])?;
-    apt(&["download", &format!("rust-src={}*", machine.rustc)])?;
-    cached(machine).context("apt-get downloaded no package")
-}
-
 fn downloads(machine: &Machine) -> PathBuf {
     machine.cache.join(format!("rust-src-{}", machine.rustc))
 }
 
-/// A package fetched before. apt checked its signature and removes what it could not complete.
+/// A package fetched before: old versions leave a mirror one day.
 fn cached(machine: &Machine) -> Option<PathBuf> {
-    let entries = fs::read_dir(downloads(machine)).ok()?;
-    entries
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+    debian::packages_in(&downloads(machine)).pop()
 }
 
 fn unpack(machine: &Machine, package: &Path) -> Result<()> {
-    let folder = machine.cache.join("unpacked");
-    let _cleaner = Cleaner::of(&folder);
-    fs::create_dir_all(&folder)?;
-    run(Command::new("dpkg").arg("-x").arg(package).arg(&folder))
-        .with_context(|| format!("{} (remove it to fetch it anew)", package.display()))?;
-    let unpacked = folder.join(format!("usr/src/rustc-{}/library", machine.rustc));
+    let folder = WorkFolder::empty(machine.cache.join("unpacked"))?;
+    debian::unpack(package, &folder.0)?;
+    let unpacked = folder
+        .0
+        .join(format!("usr/src/rustc-{}/library", machine.rustc));
     fs::write(unpacked.join(MARKER), format!("{}\n", machine.rustc))
         .with_context(|| format!("{}: no library folder in it", package.display()))?;
 
@@ -200,33 +138,16 @@ fn unpack(machine: &Machine, package: &Path) -> Result<()> {
     let parent = library.parent().context("sysroot")?;
     let writable = || {
         format!(
-            "{} (is it yours to write? else run this as root)",
+            "{} (not yours to write? then run this as root)",
             parent.display()
         )
     };
     fs::create_dir_all(parent).with_context(writable)?;
     // Beside the place first: a broken copy must not look like the sources.
-    let fresh = parent.join(".library.new");
-    let _fresh_cleaner = Cleaner::of(&fresh);
-    run(Command::new("cp").arg("-r").arg(&unpacked).arg(&fresh)).with_context(writable)?;
+    let fresh = WorkFolder::empty(parent.join(".library.new")).with_context(writable)?;
+    run(Command::new("cp").arg("-rT").arg(&unpacked).arg(&fresh.0)).with_context(writable)?;
     if library.symlink_metadata().is_ok() {
         fs::remove_dir_all(&library).with_context(writable)?;
     }
-    fs::rename(&fresh, &library).with_context(writable)
-}
-
-/// Removes a work folder, what an interrupted run left of it, and what its user leaves whatever way it ends.
-struct Cleaner(PathBuf);
-
-impl Cleaner {
-    fn of(folder: &Path) -> Self {
-        drop(fs::remove_dir_all(folder));
-        Self(folder.to_path_buf())
-    }
-}
-
-impl Drop for Cleaner {
-    fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.0));
-    }
+    fs::rename(&fresh.0, &library).with_context(writable)
 }
