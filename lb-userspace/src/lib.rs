@@ -2,5 +2,8 @@
 //! `dataplane` → maps → `observe`. Imports point one way only.
 
 pub mod cli;
+pub mod health;
+pub mod net;
 pub mod observe;
 pub mod plan;
+pub mod state;

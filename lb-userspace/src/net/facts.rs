@@ -1,0 +1,131 @@
+//! The snapshot, and how one netlink message changes it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+
+use super::{LocalPorts, Route, Routes};
+
+/// What is known of this host's network.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Facts {
+    /// By interface index.
+    pub links: BTreeMap<u32, Link>,
+    pub addresses: Vec<Address>,
+    pub routes: Routes,
+    /// By interface index and address. Only neighbours whose link-layer address is known and valid.
+    pub neighbours: HashMap<(u32, IpAddr), Neighbour>,
+    pub local_ports: LocalPorts,
+}
+
+/// An interface.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Link {
+    pub name: String,
+    pub up: bool,
+    pub loopback: bool,
+    /// Bytes, without the Ethernet header.
+    pub mtu: u32,
+    /// None where the link layer is not Ethernet.
+    pub mac: Option<[u8; 6]>,
+    /// The kind of a virtual device, as `ip -d link` calls it; empty for a physical one.
+    pub kind: String,
+    /// XDP can send on this device.
+    pub xdp_send: bool,
+}
+
+/// An own address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Address {
+    pub ifindex: u32,
+    /// The address and the prefix of its subnet.
+    pub net: IpNet,
+    /// Valid beyond its link.
+    pub global: bool,
+    /// May be the source of new flows: not tentative, duplicate, deprecated or secondary.
+    pub preferred: bool,
+}
+
+/// A neighbour with a valid link-layer address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Neighbour {
+    pub mac: [u8; 6],
+    /// Set by hand: it never ages.
+    pub permanent: bool,
+    /// Confirmed not long ago, or permanent; the kernel checks others when they are used.
+    pub fresh: bool,
+}
+
+/// One change. A gone neighbour and one that no longer resolves are the same.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Update {
+    /// Everything anew: at the start, and after messages were lost.
+    All(Box<Facts>),
+    Link(u32, Option<Link>),
+    AddAddress(Address),
+    RemoveAddress(Address),
+    AddRoute(Route),
+    RemoveRoute(Route),
+    Neighbour(u32, IpAddr, Option<Neighbour>),
+    LocalPorts(LocalPorts),
+}
+
+impl Facts {
+    /// This host's own addresses, those of the loopback interface included.
+    pub fn host_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.iter().map(|address| address.net.addr())
+    }
+
+    pub fn is_host_address(&self, ip: IpAddr) -> bool {
+        self.host_addresses().any(|own| own == ip)
+    }
+
+    /// Whether anything became different.
+    pub fn apply(&mut self, update: Update) -> bool {
+        match update {
+            Update::All(facts) => {
+                let changed = *self != *facts;
+                *self = *facts;
+                changed
+            }
+            Update::Link(index, Some(link)) => self.links.insert(index, link.clone()) != Some(link),
+            Update::Link(index, None) => {
+                // The kernel announces neither the routes nor the neighbours that go with a link.
+                self.neighbours.retain(|(on, _), _| *on != index);
+                self.addresses.retain(|address| address.ifindex != index);
+                self.routes.remove_link(index);
+                self.links.remove(&index).is_some()
+            }
+            Update::AddAddress(address) => {
+                let same = |known: &&mut Address| {
+                    known.ifindex == address.ifindex && known.net == address.net
+                };
+                if let Some(known) = self.addresses.iter_mut().find(same) {
+                    return std::mem::replace(known, address) != address;
+                }
+                self.addresses.push(address);
+                true
+            }
+            Update::RemoveAddress(address) => {
+                let before = self.addresses.len();
+                self.addresses
+                    .retain(|known| known.ifindex != address.ifindex || known.net != address.net);
+                self.addresses.len() != before
+            }
+            Update::AddRoute(route) => self.routes.insert(route),
+            Update::RemoveRoute(route) => self.routes.remove(&route),
+            Update::Neighbour(index, ip, Some(neighbour)) => {
+                self.neighbours.insert((index, ip), neighbour) != Some(neighbour)
+            }
+            Update::Neighbour(index, ip, None) => self.neighbours.remove(&(index, ip)).is_some(),
+            Update::LocalPorts(ports) => {
+                let changed = self.local_ports != ports;
+                self.local_ports = ports;
+                changed
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What the agent tells about itself, and what it can be told: the same types are the admin socket's JSON and the
+//! CLI's tables. Counters are not in here; who shows them reads the maps.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+/// A snapshot of the agent. Times are seconds since the Unix epoch.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    pub node: String,
+    pub version: String,
+    pub abi: u32,
+    pub kernel: String,
+    pub started: u64,
+    pub bypass: bool,
+    pub interfaces: Vec<Interface>,
+    pub sources: Vec<Source>,
+    pub maps: Vec<MapUse>,
+    /// By name; shared, so that a change of one service costs little.
+    pub services: BTreeMap<String, Arc<Service>>,
+    pub apply: Apply,
+}
+
+/// An interface that the agent is to be on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interface {
+    pub name: String,
+    /// None while the interface does not exist.
+    pub index: Option<u32>,
+    /// As `ethtool -i` names it; empty if unknown.
+    pub driver: String,
+    /// Bytes, without the Ethernet header.
+    pub mtu: u32,
+    pub attached: Attached,
+}
+
+/// How far the program is on an interface.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum Attached {
+    Native,
+    Generic,
+    /// The interface is not there; the program is attached when it comes.
+    Missing,
+    Refused {
+        why: String,
+    },
+}
+
+/// Where facts come from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// The config file's name, `network` or `health`.
+    pub name: String,
+    pub state: SourceState,
+    /// When it became so.
+    pub since: u64,
+    pub objects: u64,
+    pub skipped: u64,
+    /// Why the last reading was refused; what was read before is still in force.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SourceState {
+    Waiting,
+    Synced,
+    /// The last reading was refused or lost; the state before it holds.
+    Stale,
+}
+
+/// How full a map is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MapUse {
+    /// `frontends`, `services`, `backends`, `nextHops`, `slots`, `members`.
+    pub name: String,
+    pub used: u64,
+    pub max: u64,
+}
+
+/// How applying goes.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Apply {
+    pub applied: u64,
+    pub errors: u64,
+    /// Of the last attempt, if it was not applied.
+    pub error: Option<String>,
+    /// Upper bounds in microseconds (the last is unbounded) and how many applications took as long at most.
+    pub duration_us: Vec<(u64, u64)>,
+    pub duration_sum_us: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    pub name: String,
+    /// `nat`, `ipip` or `l2`.
+    pub mode: String,
+    /// Seconds that a client stays with its backend.
+    pub affinity: Option<u64>,
+    /// Empty: everyone.
+    pub source_ranges: Vec<ipnet::IpNet>,
+    pub frontends: Vec<Frontend>,
+    pub backends: Vec<Backend>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Frontend {
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+    /// Index into `FRONTEND_STATS` and `REASONS`.
+    pub id: u32,
+    /// Index into `SERVICES`.
+    pub service: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Backend {
+    pub address: SocketAddr,
+    /// Place in the service's member region.
+    pub ordinal: u16,
+    /// Index into `BACKENDS` and `BACKEND_STATS`.
+    pub id: u32,
+    pub weight: u32,
+    pub state: BackendState,
+    /// When it became so.
+    pub since: u64,
+    /// Slots that it owns, of the `table` that its service has.
+    pub slots: u32,
+    pub table: u32,
+    /// None: no route, or the route leads to this host.
+    pub path: Option<BackendPath>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum BackendState {
+    Ready,
+    /// No new flows, by the config or by command.
+    Drain,
+    /// The health check says so.
+    Down,
+}
+
+/// How packets get to a backend.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendPath {
+    pub interface: String,
+    pub gateway: std::net::IpAddr,
+    /// `aa:bb:cc:dd:ee:ff`; None until the neighbour is resolved.
+    pub neighbour: Option<String>,
+}
+
+/// What the agent can be told.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "command")]
+pub enum Command {
+    /// Takes a backend out of new flows, or back in. Holds until it is undone; survives the agent.
+    Drain {
+        service: String,
+        backend: SocketAddr,
+        on: bool,
+    },
+    /// Everything passes; the maps stay.
+    Bypass { on: bool },
+    /// Reads the config file now.
+    Reload,
+}
+
+/// Why a command was not done.
+#[derive(Clone, PartialEq, Eq, Error, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "error", content = "text")]
+pub enum Refused {
+    #[error("no service {0}: `millrace services` lists them")]
+    NoService(String),
+    #[error("no backend {0}: `millrace backends SERVICE` lists them")]
+    NoBackend(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A command and where its answer goes: whether anything changed.
+#[derive(Debug)]
+pub struct Request {
+    pub command: Command,
+    pub reply: oneshot::Sender<Result<bool, Refused>>,
+}
+
+/// The agent's two ends towards its admin socket.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub state: tokio::sync::watch::Receiver<Arc<State>>,
+    pub commands: mpsc::Sender<Request>,
+}
