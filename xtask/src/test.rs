@@ -9,7 +9,7 @@ mod steps;
 mod tolerated;
 
 use crate::{Outcome, cargo, setup};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use output::Tally;
 use std::{env, process::ExitCode, time::Instant};
 use steps::{Scope, Step};
@@ -35,6 +35,13 @@ pub(crate) fn run(args: &Args) -> Outcome {
     for (index, step) in steps.iter().enumerate() {
         eprintln!("\n== {} ({} of {})", step.name, index + 1, steps.len());
         done.push(run_step(step)?);
+    }
+    if let Some(filter) = &args.filter
+        && done.iter().all(|one| one.success && !one.tally.ran())
+    {
+        bail!(
+            "no test matches `{filter}`; FILTER is a part of a test's name, or a file of tests/tests/ without `.rs`"
+        );
     }
     let tolerated = if env::var_os("CI").is_some_and(|ci| ci == "true") {
         Some(tolerated::read(&root)?)
