@@ -306,7 +306,7 @@ fn a_bad_configuration_is_refused_at_the_start() -> Result<()> {
     for (text, line, field) in bad_configurations(&configuration) {
         balancer.write(&text)?;
         let (code, said) = balancer.refusal()?;
-        assert_ne!(code, Some(0), "{said}");
+        assert_eq!(code, Some(2), "{said}");
         names_the_place(&said, line, &field);
     }
     Ok(())
