@@ -10,8 +10,9 @@ use crate::{balancer::Balancer, clients::Answers};
 
 /// What the issue of this demo asks for at least.
 const WANTED_REQUESTS: usize = 10_000;
-/// Packets of the client in the shortest HTTP exchange: SYN, request (with the ACK), FIN. Replies come on top.
-const CLIENT_PACKETS_PER_CONNECTION: u64 = 3;
+/// Packets of the shortest HTTP exchange: SYN, SYN-ACK, request (with the ACK), response (with the FIN), FIN.
+const PACKETS_PER_CONNECTION: u64 = 5;
+const PACKETS_PER_DATAGRAM: u64 = 2;
 
 #[derive(Debug, Default)]
 pub(super) struct Score {
@@ -24,12 +25,12 @@ pub(super) struct Score {
 impl Score {
     /// Requests over TCP, each with a connection of its own.
     pub(super) fn connections(&mut self, answers: &Answers) {
-        self.packets += answers.answered() as u64 * CLIENT_PACKETS_PER_CONNECTION;
+        self.packets += answers.answered() as u64 * PACKETS_PER_CONNECTION;
         self.note(answers);
     }
 
     pub(super) fn datagrams(&mut self, answers: &Answers) {
-        self.packets += answers.answered() as u64;
+        self.packets += answers.answered() as u64 * PACKETS_PER_DATAGRAM;
         self.note(answers);
     }
 
@@ -67,15 +68,15 @@ impl Score {
     }
 }
 
-/// Packets to all frontends, as the XDP program counted them.
+/// Packets to all frontends and the replies to them, as the XDP program counted them.
 pub(super) fn xdp_packets(balancer: &Balancer) -> Result<u64> {
     let services = balancer.json(&["services"])?;
-    let rows = services.as_array().context("a list of services")?;
-    rows.iter()
-        .map(|row| {
-            row["packets"]
-                .as_u64()
-                .with_context(|| format!("no packets in {row}"))
-        })
-        .sum()
+    let mut packets = 0;
+    for row in services.as_array().context("a list of services")? {
+        for direction in ["packets", "replies"] {
+            let count = row[direction].as_u64();
+            packets += count.with_context(|| format!("no {direction} in {row}"))?;
+        }
+    }
+    Ok(packets)
 }
