@@ -1,0 +1,45 @@
+//! Apply: plans become map contents.
+//!
+//! In: ordered [`Op`]s. Out: maps that the program reads while they change ([`Bpf`]), the same contents in memory
+//! ([`Fake`]), or an error on purpose ([`Faulty`]). The reading side, [`Counters`] and [`Flows`], works beside the
+//! writing one on handles of its own. Nothing here knows services, config or time; what to write is decided in `plan`.
+
+mod bpf;
+mod counters;
+mod error;
+mod fake;
+mod faulty;
+mod flows;
+mod grace;
+mod open;
+mod per_cpu;
+mod sizes;
+pub(crate) mod syscall;
+mod usage;
+mod window;
+
+pub use self::{
+    bpf::Bpf,
+    counters::{Counters, ReasonCounts},
+    error::{ApplyError, Cause},
+    fake::Fake,
+    faulty::Faulty,
+    flows::{FlowRow, FlowState, Flows},
+    open::OpenError,
+    sizes::MapSizes,
+    usage::{MapUsage, usage},
+};
+
+use crate::plan::op::Op;
+
+/// Something that ops can be applied to.
+pub trait Dataplane {
+    /// Applies the ops in order; stops at the first that fails, which the error names. What was applied before stays.
+    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError>;
+}
+
+impl<D: Dataplane + ?Sized> Dataplane for Box<D> {
+    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
+        (**self).apply(ops)
+    }
+}
