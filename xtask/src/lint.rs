@@ -90,8 +90,10 @@ fn dependencies() -> Result<bool> {
         eprintln!("cargo-deny is not installed: dependency rules are not checked");
         return Ok(true);
     }
-    let mut command = cargo::cargo(["deny", "check", "--config", ".cargo/deny.toml"]);
-    success(command.args(["bans", "licenses", "sources"]))
+    // It finds .cargo/deny.toml by itself.
+    success(&mut cargo::cargo([
+        "deny", "check", "bans", "licenses", "sources",
+    ]))
 }
 
 fn success(command: &mut Command) -> Result<bool> {
