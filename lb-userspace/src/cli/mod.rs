@@ -1,7 +1,17 @@
 //! The command line: definitions here, one file a verb.
 
+mod backends;
+mod bypass;
+mod client;
+mod completions;
+mod drain;
 pub mod exit;
+mod flows;
 mod run;
+mod services;
+mod show;
+mod status;
+mod table;
 
 use std::path::PathBuf;
 
@@ -16,9 +26,9 @@ pub const DEFAULT_SOCKET: &str = "/run/millrace/millrace.sock";
 #[command(name = "millrace", version, arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
-    pub global: Global,
+    global: Global,
     #[command(subcommand)]
-    pub verb: Verb,
+    verb: Verb,
 }
 
 #[derive(clap::Args, Debug)]
@@ -37,22 +47,60 @@ pub struct Global {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
 pub enum Output {
     Table,
+    /// The table with more columns
     Wide,
     Json,
     Yaml,
 }
 
 #[derive(Subcommand, Debug)]
-pub enum Verb {
+enum Verb {
     /// Run the agent
     Run(run::Args),
+    /// Show the node: agent, interfaces, sources, maps
+    Status,
+    /// Show frontends and their traffic
+    Services,
+    /// Show backends: state, slots, traffic
+    Backends(backends::Args),
+    /// Show the flows that `nat` remembers
+    Flows(flows::Args),
+    /// Give a backend no new flows; its old ones go on
+    Drain(drain::Args),
+    /// Give a drained backend new flows again
+    Undrain(drain::Args),
+    /// Let everything pass to the kernel's stack, or take over again
+    Bypass(bypass::Args),
+    /// Print completions for a shell
+    Completions(completions::Args),
 }
 
 impl Cli {
     /// Does what was asked.
     pub fn run(&self) -> Result<Exit, Failure> {
+        let global = &self.global;
         match &self.verb {
-            Verb::Run(args) => run::run(args, &self.global),
+            Verb::Run(args) => run::run(args, global),
+            Verb::Status => status::run(global),
+            Verb::Services => services::run(global),
+            Verb::Backends(args) => backends::run(args, global),
+            Verb::Flows(args) => flows::run(args, global),
+            Verb::Drain(args) => drain::run(args, true, global),
+            Verb::Undrain(args) => drain::run(args, false, global),
+            Verb::Bypass(args) => bypass::run(args, global),
+            Verb::Completions(args) => completions::run(args),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_hold_together() {
+        Cli::command().debug_assert();
     }
 }

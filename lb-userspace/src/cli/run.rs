@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use super::{Exit, Failure};
 
 #[derive(clap::Args, Debug)]
-pub struct Args {
+pub(super) struct Args {
     /// Configuration file (YAML); watched, and applied when it changes.
     #[arg(long, short, value_name = "FILE")]
-    pub config: PathBuf,
+    config: PathBuf,
 }
 
 pub(super) fn run(_args: &Args, _global: &super::Global) -> Result<Exit, Failure> {

@@ -1,0 +1,164 @@
+//! `millrace status`: the node at a glance.
+
+use std::fmt::Write as _;
+
+use super::{
+    Exit, Failure, Global, client,
+    show::show,
+    table::{age, percent, short, table},
+};
+use crate::{
+    observe::view::Status,
+    state::{Attached, SourceState},
+};
+
+pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
+    show(global, || client::get(&global.socket, "/v1/status"), draw)?;
+    Ok(Exit::Ok)
+}
+
+fn draw(status: &Status, _wide: bool) -> String {
+    let agent = match status.up_seconds {
+        Some(seconds) => format!("agent up {}", age(seconds)),
+        None => "agent down".to_owned(),
+    };
+    let bypass = if status.bypass { "on" } else { "off" };
+    let mut text = format!(
+        "{}  v{} abi {}  kernel {}  {agent}  bypass {bypass}\n",
+        status.node, status.version, status.abi, status.kernel
+    );
+    let mut add = |part: String| {
+        if writeln!(text, "{part}").is_err() {
+            unreachable!("writing to a string");
+        }
+    };
+    add(table(
+        [
+            "INTERFACE",
+            "DRIVER",
+            "MTU",
+            "XDP",
+            "VIPS",
+            "RX/s",
+            "TX/s",
+            "DROP/s",
+        ],
+        status.interfaces.iter().map(|interface| {
+            [
+                interface.name.clone(),
+                interface.driver.clone(),
+                interface.mtu.to_string(),
+                attached(&interface.attached).to_owned(),
+                interface.vips.to_string(),
+                short(interface.rx_per_second),
+                short(interface.tx_per_second),
+                short(interface.dropped_per_second),
+            ]
+        }),
+    ));
+    add(table(
+        ["SOURCE", "STATE", "AGE", "OBJECTS", "SKIPPED"],
+        status.sources.iter().map(|source| {
+            [
+                source.name.clone(),
+                source_state(source.state).to_owned(),
+                age(source.age_seconds),
+                source.objects.to_string(),
+                source.skipped.to_string(),
+            ]
+        }),
+    ));
+    add(table(
+        ["MAP", "USED", "MAX", "USE"],
+        status.maps.iter().map(|map| {
+            [
+                map.name.clone(),
+                map.used.to_string(),
+                map.max.to_string(),
+                percent(map.used as f64 / map.max.max(1) as f64, 0),
+            ]
+        }),
+    ));
+    for interface in &status.interfaces {
+        if let Attached::Refused { why } = &interface.attached {
+            add(format!("{}: {why}", interface.name));
+        }
+    }
+    for source in &status.sources {
+        if let Some(error) = &source.error {
+            add(format!("{}: {error}", source.name));
+        }
+    }
+    text
+}
+
+fn attached(attached: &Attached) -> &'static str {
+    match attached {
+        Attached::Native => "native",
+        Attached::Generic => "generic",
+        Attached::Missing => "missing",
+        Attached::Refused { .. } => "refused",
+    }
+}
+
+fn source_state(state: SourceState) -> &'static str {
+    match state {
+        SourceState::Waiting => "waiting",
+        SourceState::Synced => "synced",
+        SourceState::Stale => "stale",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::view::{Interface, Map, Source};
+
+    #[test]
+    fn the_picture_is_the_documented_one() {
+        let status = Status {
+            node: "lb-1".into(),
+            version: "0.1.0".into(),
+            abi: 1,
+            kernel: "6.1.0-28".into(),
+            up_seconds: Some(273_600),
+            bypass: false,
+            interfaces: vec![Interface {
+                name: "eth0".into(),
+                driver: "mlx5_core".into(),
+                mtu: 1500,
+                attached: Attached::Native,
+                vips: 2,
+                rx_per_second: 412_000.0,
+                tx_per_second: 398_000.0,
+                dropped_per_second: 12.0,
+            }],
+            sources: vec![Source {
+                name: "lb.yaml".into(),
+                state: SourceState::Stale,
+                age_seconds: 120,
+                objects: 3,
+                skipped: 0,
+                error: Some("lb.yaml:3:1: unknown field `servces`".into()),
+            }],
+            maps: vec![Map {
+                name: "flows".into(),
+                used: 18_331,
+                max: 1_048_576,
+            }],
+        };
+        assert_eq!(
+            draw(&status, false),
+            "\
+lb-1  v0.1.0 abi 1  kernel 6.1.0-28  agent up 3d4h  bypass off
+INTERFACE  DRIVER     MTU   XDP     VIPS  RX/s  TX/s  DROP/s
+eth0       mlx5_core  1500  native  2     412k  398k  12
+SOURCE   STATE  AGE  OBJECTS  SKIPPED
+lb.yaml  stale  2m   3        0
+MAP    USED   MAX      USE
+flows  18331  1048576  2%
+lb.yaml: lb.yaml:3:1: unknown field `servces`
+"
+        );
+    }
+}
