@@ -2,6 +2,7 @@
 //! `dataplane` → maps → `observe`. Imports point one way only.
 
 pub mod cli;
+pub mod config;
 pub mod dataplane;
 pub mod health;
 pub mod net;
