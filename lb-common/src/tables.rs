@@ -1,1 +1,94 @@
+//! The maps as the pipeline sees them. All methods take `&self`: in the kernel the maps are shared by all CPUs anyway.
 
+use crate::{
+    abi::{Backend, Flow, Frontend, FrontendKey, Hop, NextHop, Reason, Service, Tuple},
+    bytes::{Addr, Address, V4, V6},
+    pipeline::Step,
+};
+
+/// Which of the two flow tables.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum FlowTable {
+    Established,
+    /// Flows whose client has not shown that it sees replies.
+    HalfOpen,
+}
+
+/// The kernel's answer to "how does a packet get to this address?".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// Neighbour known; MTU of the route in bytes; `gateway` is the address that was resolved.
+    Hop { hop: Hop, mtu: u16, gateway: Addr },
+    /// Route known, neighbour not.
+    Neighbour { ifindex: u32, gateway: Addr },
+    /// Unreachable, prohibited or blackholed.
+    None,
+    /// The kernel does not say: forwarding is off on the interface, or the route ends on this host.
+    Unknown,
+}
+
+/// A budget of [`crate::abi::Bucket`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Budget {
+    Reject,
+    Flow,
+}
+
+/// Where the pipeline runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Home {
+    /// In the driver. What it cannot send it hands up, unchanged.
+    Xdp,
+    /// At tc ingress: takes what XDP handed up, and sends by way of the neighbour table.
+    Tc,
+}
+
+/// Tables that exist once per address family.
+pub trait FamilyTables<A: Address> {
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend>;
+
+    /// Whether some source range of the service holds `client`.
+    fn source_allowed(&self, service: u32, client: A) -> bool;
+
+    /// Runs `change` on the flow in place, if it is there.
+    fn with_flow<R>(
+        &self,
+        table: FlowTable,
+        key: &Tuple<A>,
+        change: impl FnOnce(&mut Flow<A>) -> R,
+    ) -> Option<R>;
+
+    /// Inserts a flow; with `fresh` only where no entry has the key. False if it was not inserted.
+    fn insert_flow(&self, table: FlowTable, key: &Tuple<A>, flow: &Flow<A>, fresh: bool) -> bool;
+
+    fn remove_flow(&self, table: FlowTable, key: &Tuple<A>);
+
+    /// Asks the kernel's routing table.
+    fn route(&self, source: A, destination: A) -> Route;
+}
+
+/// All tables.
+pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
+    fn home(&self) -> Home;
+    /// A word of the address filter.
+    fn filter(&self, index: u32) -> u64;
+    fn service(&self, index: u32) -> Option<Service>;
+    fn slot(&self, index: u32) -> Option<u64>;
+    fn member(&self, index: u32) -> Option<u64>;
+    fn backend(&self, id: u32) -> Option<Backend>;
+    fn next_hop(&self, id: u32) -> Option<NextHop>;
+    /// Jiffies, low 32 bits.
+    fn now(&self) -> u32;
+    /// Told of the gateway that the stack is to resolve before a packet leaves; for the tc home.
+    fn resolve(&self, gateway: &Addr);
+    /// Takes a token; false if the budget is spent.
+    fn take(&self, budget: Budget, rate: u32, burst: u32) -> bool;
+    /// Counts a packet from a client forwarded to a backend.
+    fn count_forwarded(&self, frontend: u32, backend: u32, bytes: u32, new_flow: bool);
+    /// Counts a packet from a backend forwarded to its client.
+    fn count_reply(&self, frontend: u32);
+    fn count_reason(&self, frontend: u32, reason: Reason);
+    /// Told of each decision; the kernel has no use for it.
+    #[inline(always)]
+    fn trace(&self, _step: Step) {}
+}

@@ -1,12 +1,17 @@
+//! The kernel's homes of the packet path: nothing here but what needs a kernel. What happens to a packet is decided in
+//! `lb_common::pipeline`.
 #![no_std]
 #![no_main]
-mod maps;
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
-#[xdp]
-pub fn millrace_xdp(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
-}
+mod maps;
+mod tables;
+mod tc;
+mod xdp;
+
+/// `bpf_fib_lookup` is for GPL-compatible programs only.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

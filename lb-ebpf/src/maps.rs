@@ -12,6 +12,7 @@ use lb_common::{
         NextHop, Reason, Service, Settings, SourceKey, Tuple,
     },
     bytes::{V4, V6},
+    pipeline::Scratch,
 };
 
 /// One element. The agent writes it.
@@ -67,6 +68,10 @@ pub static HALF_OPEN6: LruHashMap<Tuple<V6>, Flow<V6>> = LruHashMap::with_max_en
 /// Devices that XDP may send on: interface index to itself. The agent writes them.
 #[map]
 pub static DEVICES: DevMapHash = DevMapHash::with_max_entries(1024, 0);
+
+/// Room for what the stack has no place for. The program writes it; nothing survives a packet.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 /// Token buckets, per CPU. The program writes them.
 #[map]

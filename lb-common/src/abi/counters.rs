@@ -52,7 +52,7 @@ pub enum Reason {
     NoHeadroom = 23,
     /// Map contents that contradict each other (should stay 0).
     Inconsistent = 24,
-    /// No reply is owed: unknown port met by a RST, an ICMP-less protocol or options.
+    /// Would be answered, but nobody is owed one: a RST, a source that is no single host, IP options.
     NotAnswered = 25,
 }
 
@@ -82,6 +82,18 @@ impl Reason {
         Self::NotAnswered,
     ];
 
+    /// The reason with this number; [`Self::Inconsistent`] for a number that is none.
+    pub fn from_number(number: u32) -> Self {
+        let mut index = 0;
+        while index < Self::ALL.len() {
+            if Self::ALL[index] as u32 == number {
+                return Self::ALL[index];
+            }
+            index += 1;
+        }
+        Self::Inconsistent
+    }
+
     /// The name in metrics, CLI and docs.
     pub const fn name(self) -> &'static str {
         match self {
@@ -105,6 +117,12 @@ impl Reason {
             Self::Inconsistent => "inconsistent",
             Self::NotAnswered => "not_answered",
         }
+    }
+
+    /// The packet goes on to the kernel's stack, unchanged.
+    #[inline(always)]
+    pub const fn passes(self) -> bool {
+        (self as u32) < 8
     }
 
     /// Whether the packet went on to the kernel's stack, was answered, or was dropped.

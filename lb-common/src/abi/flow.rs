@@ -6,7 +6,7 @@ use crate::bytes::{Be16, Mac};
 
 /// Key of `FLOWS4`, `HALF_OPEN4` (16 bytes) and `FLOWS6`, `HALF_OPEN6` (40 bytes): a packet's addresses and ports as
 /// they arrive.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 #[repr(C)]
 pub struct Tuple<A> {
     pub source: A,
@@ -41,7 +41,7 @@ pub struct Hop {
 }
 
 /// Value of the flow tables: 56 bytes (IPv4), 80 (IPv6).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 pub struct Flow<A> {
     /// The tuple with which the packet leaves.
@@ -69,15 +69,34 @@ pub struct Flow<A> {
 pub mod flow_state {
     /// The entry is for packets from the backend.
     pub const REPLY: u32 = 1;
-    /// The backend has answered.
+    /// The backend has answered: with a SYN-ACK (its number is `isn`), or by UDP.
     pub const REPLIED: u32 = 1 << 1;
+    /// The backend answered as one that knows the connection: no SYN-ACK, no RST.
+    pub const ANSWERED: u32 = 1 << 2;
     /// A FIN was seen in this direction.
-    pub const FIN: u32 = 1 << 2;
-    /// A RST was seen in this direction.
-    pub const RST: u32 = 1 << 3;
+    pub const FIN: u32 = 1 << 3;
+    /// A FIN was seen in the other direction.
+    pub const PEER_FIN: u32 = 1 << 4;
+    /// A RST was seen in either direction.
+    pub const RST: u32 = 1 << 5;
+    /// The kernel does not say how to reach the client: replies go to where its packets come from.
+    pub const LAST_HOP: u32 = 1 << 6;
 }
 
 impl<A: Copy> Flow<A> {
+    /// Closed in both directions: a new SYN may begin another flow.
+    #[inline(always)]
+    pub const fn is_dead(&self) -> bool {
+        use flow_state::{FIN, PEER_FIN, RST};
+        self.state & RST != 0 || self.state & (FIN | PEER_FIN) == FIN | PEER_FIN
+    }
+
+    /// The tuple with which the packet leaves.
+    #[inline(always)]
+    pub const fn leaving(&self, protocol: u8) -> Tuple<A> {
+        self.opposite(protocol).reversed()
+    }
+
     /// The tuple of packets in the other direction.
     #[inline(always)]
     pub const fn opposite(&self, protocol: u8) -> Tuple<A> {

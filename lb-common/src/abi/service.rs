@@ -23,7 +23,7 @@ pub mod service_flag {
     pub const LIVE: u64 = 1;
     /// Some backend is reached by `nat`: look the flow up before choosing.
     pub const FLOWS: u64 = 1 << 1;
-    /// ClientIP affinity: the client's address alone is hashed (contract A8.4).
+    /// `clientIP` affinity: the client's address alone is hashed (contract A8.4).
     pub const AFFINITY: u64 = 1 << 2;
     /// Only clients in `SOURCES4` and `SOURCES6` are allowed (contract A9.1).
     pub const SOURCE_RANGES: u64 = 1 << 3;

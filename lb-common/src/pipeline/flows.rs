@@ -1,0 +1,222 @@
+//! Flows: what both directions do with an entry, and the backend's replies.
+
+use super::{
+    FamilyScratch, Path, Step, Verdict,
+    egress::{self, Exit},
+    parse::{Layout, Parsed, UDP, tcp_flag},
+    rewrite,
+};
+use crate::{
+    abi::{Flow, Hop, Reason, flow_state},
+    bytes::Addr,
+    packet::Packet,
+    tables::{FamilyTables, FlowTable, Home, Tables},
+};
+
+/// Looks the packet's tuple up, notes the packet in its entry and copies that to `found`. Tells whether the opposite
+/// entry is due to be told; `None` where no entry is.
+#[inline(always)]
+pub(crate) fn look<A: Layout, T: Tables + FamilyTables<A>>(
+    path: &Path<'_, T>,
+    table: FlowTable,
+    parsed: &Parsed<A>,
+    found: &mut Flow<A>,
+    now: u32,
+) -> Option<bool> {
+    let quarter = path.settings.hz >> 2;
+    path.tables.with_flow(table, &parsed.tuple, |flow| {
+        let mut due = now.wrapping_sub(flow.seen) > quarter;
+        if due {
+            flow.seen = now;
+        }
+        let mut state = flow.state;
+        if parsed.flags & tcp_flag::FIN != 0 {
+            state |= flow_state::FIN;
+        }
+        if parsed.flags & tcp_flag::RST != 0 {
+            state |= flow_state::RST;
+        }
+        if table == FlowTable::HalfOpen && flow.state & flow_state::REPLY != 0 {
+            state |= answer(parsed);
+            if parsed.flags & tcp_flag::SYN != 0 {
+                flow.isn = parsed.sequence;
+            }
+        }
+        if state != flow.state {
+            flow.state = state;
+            due = true;
+        }
+        *found = *flow;
+        due
+    })
+}
+
+/// What a backend's packet says of a flow that is half open.
+#[inline(always)]
+const fn answer<A>(parsed: &Parsed<A>) -> u32 {
+    if parsed.tuple_is_udp()
+        || parsed.flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN | tcp_flag::ACK
+    {
+        flow_state::REPLIED
+    } else if parsed.flags & tcp_flag::RST == 0 {
+        flow_state::ANSWERED
+    } else {
+        0
+    }
+}
+
+impl<A> Parsed<A> {
+    #[inline(always)]
+    pub(crate) const fn tuple_is_udp(&self) -> bool {
+        self.tuple.protocol == UDP
+    }
+}
+
+/// The way back to where the packet came from.
+#[inline(always)]
+pub(crate) fn last_hop<A, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Hop {
+    Hop {
+        ifindex: packet.ingress(),
+        destination: parsed.link.ethernet.src_addr,
+        source: parsed.link.ethernet.dst_addr,
+    }
+}
+
+/// Sets `scratch.opposite` to the other direction's entry for a packet that leaves as `scratch.flow` says, and
+/// `scratch.key` to its key.
+#[inline(always)]
+pub(crate) fn mirror<A: Layout, P: Packet, T>(
+    packet: &P,
+    path: &Path<'_, T>,
+    parsed: &Parsed<A>,
+    scratch: &mut FamilyScratch<A>,
+    now: u32,
+) {
+    let flow = &scratch.flow;
+    let reply = flow.state & flow_state::REPLY == 0;
+    scratch.key = flow.opposite(parsed.tuple.protocol);
+    scratch.opposite = Flow {
+        source: parsed.tuple.destination,
+        destination: parsed.tuple.source,
+        source_port: parsed.tuple.destination_port,
+        destination_port: parsed.tuple.source_port,
+        hop: last_hop(packet, parsed),
+        backend: flow.backend,
+        generation: flow.generation,
+        frontend: flow.frontend,
+        seen: now,
+        // Long ago: the first reply asks the kernel for its way.
+        resolved: now.wrapping_sub(path.settings.hz << 1),
+        isn: 0,
+        state: if reply { flow_state::REPLY } else { 0 },
+    };
+}
+
+/// Tells the opposite entry of this packet, or puts it back if it was evicted.
+#[inline(always)]
+pub(crate) fn keep_opposite<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &P,
+    path: &Path<'_, T>,
+    table: FlowTable,
+    parsed: &Parsed<A>,
+    scratch: &mut FamilyScratch<A>,
+    now: u32,
+) {
+    mirror(packet, path, parsed, scratch, now);
+    let hop = scratch.opposite.hop;
+    let seen = scratch.flow.state;
+    let found = path.tables.with_flow(table, &scratch.key, |opposite| {
+        opposite.seen = now;
+        let mut state = opposite.state | seen & flow_state::RST;
+        if seen & flow_state::FIN != 0 {
+            state |= flow_state::PEER_FIN;
+        }
+        opposite.state = state;
+        if state & flow_state::LAST_HOP != 0 {
+            opposite.hop = hop;
+        }
+    });
+    if found.is_none() {
+        // A lost race leaves the other CPU's entry, which says the same.
+        path.tables
+            .insert_flow(table, &scratch.key, &scratch.opposite, true);
+    }
+}
+
+/// A backend's packet to a `nat` source: back to the client, from the VIP. [`Verdict::NotOurs`] where no flow knows it.
+#[inline(never)]
+pub(crate) fn reply<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    parsed: &Parsed<A>,
+) -> u64 {
+    let now = path.tables.now();
+    let mut table = FlowTable::Established;
+    let mut due = look(path, table, parsed, &mut scratch.flow, now);
+    if due.is_none() {
+        table = FlowTable::HalfOpen;
+        due = look(path, table, parsed, &mut scratch.flow, now);
+    }
+    let Some(due) = due else {
+        return Verdict::NotOurs.pack();
+    };
+    if scratch.flow.state & flow_state::REPLY == 0 {
+        return Verdict::NotOurs.pack();
+    }
+    path.tables.trace(Step::Flow { known: true });
+    let frontend = scratch.flow.frontend;
+    if parsed.ttl <= 1 {
+        return path.end(frontend, Reason::TtlExpired).pack();
+    }
+    let exit = match to_client(packet, path, table, parsed, &scratch.flow, now) {
+        Ok(exit) => exit,
+        Err(reason) => return path.end(frontend, reason).pack(),
+    };
+    if due {
+        keep_opposite(packet, path, table, parsed, scratch, now);
+    }
+    if let Err(reason) = rewrite::translate(packet, path, parsed, &scratch.flow) {
+        return path.end(frontend, reason).pack();
+    }
+    path.tables.count_reply(frontend);
+    egress::send(packet, path, &exit).pack()
+}
+
+/// The way to the client: the one found less than a second ago, else the kernel's, else the one its packets came by.
+#[inline(always)]
+fn to_client<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &P,
+    path: &Path<'_, T>,
+    table: FlowTable,
+    parsed: &Parsed<A>,
+    flow: &Flow<A>,
+    now: u32,
+) -> Result<Exit, Reason> {
+    let link = parsed.link.length;
+    let remembered = Exit {
+        hop: flow.hop,
+        gateway: Addr::UNSPECIFIED,
+        mtu: u16::MAX,
+    };
+    let fresh = now.wrapping_sub(flow.resolved) <= path.settings.hz;
+    if fresh && path.tables.home() == Home::Xdp {
+        return egress::leave(packet, path, link, remembered);
+    }
+    let route = path.tables.route(flow.source, flow.destination);
+    let found = egress::by_route(packet, path, link, route)?;
+    let state = if found.is_none() {
+        flow_state::LAST_HOP
+    } else {
+        0
+    };
+    let exit = found.unwrap_or(remembered);
+    if path.tables.home() == Home::Xdp {
+        path.tables.with_flow(table, &parsed.tuple, |entry| {
+            entry.hop = exit.hop;
+            entry.resolved = now;
+            entry.state = entry.state & !flow_state::LAST_HOP | state;
+        });
+    }
+    egress::leave(packet, path, link, exit)
+}

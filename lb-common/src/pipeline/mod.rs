@@ -1,0 +1,118 @@
+//! The packet path: frame bytes and tables in, verdict and frame bytes out.
+//!
+//! parse → not ours: leave at once → frontend → source ranges → flow (`nat`) → slot → owner → backend → mode → next
+//! hop → verdict. Fragments, ICMP and what encapsulation makes too big have their place in [`classify`] and
+//! [`encap`]: they are passed and counted.
+
+mod classify;
+mod egress;
+mod encap;
+mod flows;
+mod nat;
+mod parse;
+mod reject;
+mod rewrite;
+mod scratch;
+mod select;
+mod step;
+
+pub use parse::{Link, Parsed, tcp_flag};
+pub use scratch::{FamilyScratch, Scratch};
+pub use step::Step;
+
+use crate::{
+    abi::{Reason, Settings, setting_flag},
+    bytes::{V4, V6},
+    packet::Packet,
+    tables::Tables,
+};
+
+/// What becomes of the packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Not for us: to the stack, uncounted.
+    NotOurs,
+    /// To the stack, unchanged, for a reason.
+    Pass(Reason),
+    Drop(Reason),
+    /// Out by the interface it came in by.
+    Transmit,
+    /// Out by another interface.
+    Redirect {
+        ifindex: u32,
+    },
+    /// Out by `ifindex` after the stack has resolved the gateway told to [`Tables::resolve`]; only the tc home can.
+    Neighbour {
+        ifindex: u32,
+    },
+}
+
+impl Verdict {
+    /// As one word: functions of the BPF target return no more.
+    #[inline(always)]
+    pub(crate) const fn pack(self) -> u64 {
+        match self {
+            Self::NotOurs => 0,
+            Self::Pass(reason) => 1 | (reason as u64) << 32,
+            Self::Drop(reason) => 2 | (reason as u64) << 32,
+            Self::Transmit => 3,
+            Self::Redirect { ifindex } => 4 | (ifindex as u64) << 32,
+            Self::Neighbour { ifindex } => 5 | (ifindex as u64) << 32,
+        }
+    }
+
+    /// The verdict of [`Self::pack`].
+    #[inline(always)]
+    pub(crate) fn unpack(word: u64) -> Self {
+        let rest = (word >> 32) as u32;
+        match word as u32 {
+            0 => Self::NotOurs,
+            1 => Self::Pass(Reason::from_number(rest)),
+            2 => Self::Drop(Reason::from_number(rest)),
+            3 => Self::Transmit,
+            4 => Self::Redirect { ifindex: rest },
+            _ => Self::Neighbour { ifindex: rest },
+        }
+    }
+}
+
+/// What a decision needs beside the packet.
+pub(crate) struct Path<'a, T> {
+    pub(crate) tables: &'a T,
+    pub(crate) settings: &'a Settings,
+}
+
+impl<T: Tables> Path<'_, T> {
+    /// Ends with a counted reason.
+    #[inline(always)]
+    pub(crate) fn end(&self, frontend: u32, reason: Reason) -> Verdict {
+        self.tables.count_reason(frontend, reason);
+        if reason.passes() {
+            Verdict::Pass(reason)
+        } else {
+            Verdict::Drop(reason)
+        }
+    }
+}
+
+/// The whole path of one packet.
+#[inline(always)]
+pub fn process<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    settings: &Settings,
+    scratch: &mut Scratch,
+) -> Verdict {
+    if settings.flags & setting_flag::BYPASS != 0 {
+        return Verdict::NotOurs;
+    }
+    let path = Path { tables, settings };
+    let Some(link) = parse::link(packet) else {
+        return Verdict::NotOurs;
+    };
+    match link.ether_type {
+        parse::IPV4 => classify::family::<V4, _, _>(packet, &path, &mut scratch.v4, link),
+        parse::IPV6 => classify::family::<V6, _, _>(packet, &path, &mut scratch.v6, link),
+        _ => Verdict::NotOurs,
+    }
+}

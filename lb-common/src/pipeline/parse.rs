@@ -1,0 +1,268 @@
+//! Frame bytes to a tuple. Nothing here decides.
+
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    vlan::VlanHdr,
+};
+
+use crate::{
+    abi::{Reason, Tuple},
+    bytes::{Address, Be16, V4, V6},
+    packet::{MAX_OFFSET, Packet},
+};
+
+/// Values of the `EtherType` field as loaded by a little-endian CPU.
+pub(crate) const IPV4: u16 = 0x0800_u16.to_be();
+pub(crate) const IPV6: u16 = 0x86dd_u16.to_be();
+const VLAN: u16 = 0x8100_u16.to_be();
+const QINQ: u16 = 0x88a8_u16.to_be();
+
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+pub(crate) const ETH: u32 = 14;
+const TAG: u32 = 4;
+pub(crate) const IPV4_LEN: u32 = 20;
+pub(crate) const IPV6_LEN: u32 = 40;
+pub(crate) const TCP_LEN: u32 = 20;
+
+/// Bits of byte 13 of the TCP header (RFC 9293, section 3.1).
+pub mod tcp_flag {
+    pub const FIN: u8 = 1;
+    pub const SYN: u8 = 2;
+    pub const RST: u8 = 4;
+    pub const ACK: u8 = 16;
+}
+
+/// The link header.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    pub ethernet: EthHdr,
+    /// Bytes up to the network header: 14, 18 or 22.
+    pub length: u32,
+    /// EtherType of the network header, as loaded.
+    pub ether_type: u16,
+}
+
+/// What the path needs to know of a TCP or UDP packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Parsed<A> {
+    pub link: Link,
+    /// Offset of the transport header.
+    pub l4: u32,
+    pub tuple: Tuple<A>,
+    /// Bytes from the network header to the packet's end, as the header says.
+    pub length: u16,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// DSCP and ECN: the TOS or traffic class byte.
+    pub tos: u8,
+    /// Bits of [`tcp_flag`]; 0 for UDP.
+    pub flags: u8,
+    /// TCP sequence and acknowledgement numbers, host order.
+    pub sequence: u32,
+    pub acknowledged: u32,
+}
+
+impl<A> Parsed<A> {
+    /// A client's first packet of a TCP connection.
+    #[inline(always)]
+    pub(crate) const fn is_syn(&self) -> bool {
+        self.flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST) == tcp_flag::SYN
+    }
+}
+
+/// The network header, before anything is known about its owner.
+pub(crate) struct Network<A> {
+    pub(crate) source: A,
+    pub(crate) destination: A,
+    pub(crate) ttl: u8,
+    pub(crate) tos: u8,
+    pub(crate) length: u16,
+    /// First header after the fixed one, and its offset.
+    pub(crate) next: u8,
+    pub(crate) offset: u32,
+    pub(crate) fragment: bool,
+}
+
+/// Ethernet and up to two tags (IEEE 802.1Q, 802.1ad). A third tag is nothing we know.
+#[inline(always)]
+pub(crate) fn link<P: Packet>(packet: &P) -> Option<Link> {
+    let ethernet: EthHdr = packet.read(0)?;
+    let mut link = Link {
+        ethernet,
+        length: ETH,
+        ether_type: ethernet.ether_type,
+    };
+    if is_tag(link.ether_type) {
+        link.ether_type = packet.read::<VlanHdr>(ETH)?.ether_type;
+        link.length = ETH + TAG;
+        if is_tag(link.ether_type) {
+            link.ether_type = packet.read::<VlanHdr>(ETH + TAG)?.ether_type;
+            link.length = ETH + TAG + TAG;
+        }
+    }
+    Some(link)
+}
+
+#[inline(always)]
+const fn is_tag(ether_type: u16) -> bool {
+    ether_type == VLAN || ether_type == QINQ
+}
+
+/// What differs between the families in reading a header.
+pub(crate) trait Layout: Address {
+    /// Length of the fixed header.
+    const HEADER: u32;
+    /// The network header at `offset`; `Err` where it is no valid one.
+    fn network<P: Packet>(packet: &P, offset: u32) -> Option<Network<Self>>;
+    /// Walks from [`Network::next`] to the transport header.
+    fn transport<P: Packet>(packet: &P, network: &Network<Self>) -> Result<(u8, u32), Reason>;
+}
+
+impl Layout for V4 {
+    const HEADER: u32 = IPV4_LEN;
+
+    #[inline(always)]
+    fn network<P: Packet>(packet: &P, offset: u32) -> Option<Network<Self>> {
+        let header: Ipv4Hdr = packet.read(offset)?;
+        let words = header.vihl & 15;
+        if header.vihl >> 4 != 4 || words < 5 {
+            return None;
+        }
+        Some(Network {
+            source: Self::from_bytes(header.src_addr),
+            destination: Self::from_bytes(header.dst_addr),
+            ttl: header.ttl,
+            tos: header.tos,
+            length: u16::from_be_bytes(header.tot_len),
+            next: header.proto,
+            offset: offset + words as u32 * 4,
+            // More fragments, or an offset (RFC 791, section 3.1).
+            fragment: u16::from_be_bytes(header.frags) & 0x3fff != 0,
+        })
+    }
+
+    #[inline(always)]
+    fn transport<P: Packet>(_packet: &P, network: &Network<Self>) -> Result<(u8, u32), Reason> {
+        if network.fragment {
+            return Err(Reason::Fragment);
+        }
+        Ok((network.next, network.offset))
+    }
+}
+
+impl Layout for V6 {
+    const HEADER: u32 = IPV6_LEN;
+
+    #[inline(always)]
+    fn network<P: Packet>(packet: &P, offset: u32) -> Option<Network<Self>> {
+        let header: Ipv6Hdr = packet.read(offset)?;
+        if header.vcf[0] >> 4 != 6 {
+            return None;
+        }
+        Some(Network {
+            source: Self::from_bytes(header.src_addr),
+            destination: Self::from_bytes(header.dst_addr),
+            ttl: header.hop_limit,
+            tos: header.vcf[0] << 4 | header.vcf[1] >> 4,
+            // A jumbogram's 0 is caught as a header longer than its packet.
+            length: u16::from_be_bytes(header.payload_len).saturating_add(IPV6_LEN as u16),
+            next: header.next_hdr,
+            offset: offset + IPV6_LEN,
+            fragment: false,
+        })
+    }
+
+    /// Up to 8 extension headers (RFC 8200, section 4; authentication header: RFC 4302, section 2.2).
+    #[inline(always)]
+    fn transport<P: Packet>(packet: &P, network: &Network<Self>) -> Result<(u8, u32), Reason> {
+        let (mut next, mut offset) = (network.next, network.offset);
+        if next == TCP || next == UDP {
+            return Ok((next, offset));
+        }
+        let mut depth = 0;
+        while depth < 8 {
+            match next {
+                0 | 43 | 60 | 135 | 51 => {
+                    let head: [u8; 2] = packet.read(offset).ok_or(Reason::Malformed)?;
+                    let units = head[1] as u32;
+                    offset += if next == 51 {
+                        (units + 2) * 4
+                    } else {
+                        (units + 1) * 8
+                    };
+                    next = head[0];
+                    if offset > MAX_OFFSET - TCP_LEN {
+                        return Err(Reason::TooDeep);
+                    }
+                }
+                44 => return Err(Reason::Fragment),
+                _ => return Ok((next, offset)),
+            }
+            depth += 1;
+        }
+        match next {
+            0 | 43 | 60 | 135 | 51 => Err(Reason::TooDeep),
+            44 => Err(Reason::Fragment),
+            _ => Ok((next, offset)),
+        }
+    }
+}
+
+/// Ports, flags and numbers of the transport header.
+#[inline(always)]
+pub(crate) fn packet<A: Layout, P: Packet>(
+    packet: &P,
+    link: Link,
+    network: &Network<A>,
+) -> Result<Parsed<A>, Reason> {
+    let (protocol, l4) = A::transport(packet, network)?;
+    let end = l4 - link.length + if protocol == TCP { TCP_LEN } else { 8 };
+    if protocol != TCP && protocol != UDP {
+        return Err(match protocol {
+            ICMP | ICMPV6 => Reason::Icmp,
+            _ => Reason::Protocol,
+        });
+    }
+    if end > network.length as u32 || link.length + network.length as u32 > packet.length() {
+        return Err(Reason::Malformed);
+    }
+    let mut tuple = Tuple {
+        source: network.source,
+        destination: network.destination,
+        source_port: Be16::new(0),
+        destination_port: Be16::new(0),
+        protocol,
+        pad: [0; 3],
+    };
+    let (mut flags, mut sequence, mut acknowledged) = (0, 0, 0);
+    if protocol == TCP {
+        let tcp: TcpHdr = packet.read(l4).ok_or(Reason::Malformed)?;
+        let bits: [u8; 14] = packet.read(l4).ok_or(Reason::Malformed)?;
+        tuple.source_port = Be16::from_bytes(tcp.source);
+        tuple.destination_port = Be16::from_bytes(tcp.dest);
+        flags = bits[13];
+        sequence = u32::from_be_bytes(tcp.seq);
+        acknowledged = u32::from_be_bytes(tcp.ack_seq);
+    } else {
+        let ports: [u8; 8] = packet.read(l4).ok_or(Reason::Malformed)?;
+        tuple.source_port = Be16::from_bytes([ports[0], ports[1]]);
+        tuple.destination_port = Be16::from_bytes([ports[2], ports[3]]);
+    }
+    Ok(Parsed {
+        link,
+        l4,
+        tuple,
+        length: network.length,
+        ttl: network.ttl,
+        tos: network.tos,
+        flags,
+        sequence,
+        acknowledged,
+    })
+}

@@ -1,0 +1,115 @@
+//! Changes of the network and transport headers: TTL, addresses, ports, checksums.
+
+use network_types::ip::Ipv4Hdr;
+
+use super::{
+    Path, Step,
+    parse::{Layout, Parsed, TCP},
+};
+use crate::{
+    abi::{Flow, Reason},
+    bytes::V4,
+    checksum::Delta,
+    packet::Packet,
+    tables::Tables,
+};
+
+/// Decrements the TTL or hop limit of the packet whose network header is at `offset`.
+#[inline(always)]
+pub(crate) fn decrement_ttl<A: Layout, P: Packet>(
+    packet: &mut P,
+    offset: u32,
+    ttl: u8,
+) -> Result<(), Reason> {
+    let written = if A::VERSION == 4 {
+        let Some(mut words) = packet.read::<[u8; 4]>(offset + 8) else {
+            return Err(Reason::Malformed);
+        };
+        let old = u16::from_ne_bytes([words[0], words[1]]);
+        words[0] = ttl - 1;
+        let new = u16::from_ne_bytes([words[0], words[1]]);
+        let check = u16::from_ne_bytes([words[2], words[3]]);
+        let check = Delta::default()
+            .replace16(old, new)
+            .patch(check)
+            .to_ne_bytes();
+        words[2] = check[0];
+        words[3] = check[1];
+        packet.write(offset + 8, &words)
+    } else {
+        packet.write(offset + 7, &[ttl - 1])
+    };
+    if written {
+        Ok(())
+    } else {
+        Err(Reason::NoHeadroom)
+    }
+}
+
+/// Gives the packet the addresses and ports of `new`, and one hop less to live.
+#[inline(always)]
+pub(crate) fn translate<A: Layout, P: Packet, T: Tables>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    parsed: &Parsed<A>,
+    new: &Flow<A>,
+) -> Result<(), Reason> {
+    path.tables.trace(Step::Rewrite {
+        source: new.source.to_addr(),
+        source_port: new.source_port,
+        destination: new.destination.to_addr(),
+        destination_port: new.destination_port,
+    });
+    let old = &parsed.tuple;
+    let mut addresses = Delta::default();
+    let mut word = 0;
+    while word < A::WORDS {
+        addresses = addresses
+            .replace32(old.source.word(word), new.source.word(word))
+            .replace32(old.destination.word(word), new.destination.word(word));
+        word += 1;
+    }
+    let ports = Delta::default()
+        .replace16(old.source_port.raw(), new.source_port.raw())
+        .replace16(old.destination_port.raw(), new.destination_port.raw());
+
+    let l3 = parsed.link.length;
+    let written = if A::VERSION == 4 {
+        let Some(mut header) = packet.read::<Ipv4Hdr>(l3) else {
+            return Err(Reason::Malformed);
+        };
+        let from = u16::from_ne_bytes([header.ttl, header.proto]);
+        header.ttl -= 1;
+        let to = u16::from_ne_bytes([header.ttl, header.proto]);
+        let check = addresses
+            .replace16(from, to)
+            .patch(u16::from_ne_bytes(header.check));
+        header.check = check.to_ne_bytes();
+        header.src_addr = V4(new.source.word(0)).to_bytes();
+        header.dst_addr = V4(new.destination.word(0)).to_bytes();
+        packet.write(l3, &header)
+    } else {
+        let words = |address: &A| {
+            [
+                address.word(0),
+                address.word(1),
+                address.word(2),
+                address.word(3),
+            ]
+        };
+        packet.write(l3 + 7, &[parsed.ttl - 1])
+            && packet.write(l3 + 8, &words(&new.source))
+            && packet.write(l3 + 24, &words(&new.destination))
+    };
+    let ports_word = u32::from(new.source_port.raw()) | u32::from(new.destination_port.raw()) << 16;
+    let udp = old.protocol != TCP;
+    let check = parsed.l4 + if udp { 6 } else { 16 };
+    if written
+        && packet.write(parsed.l4, &ports_word)
+        && packet.patch_l4(check, udp, addresses, ports)
+    {
+        Ok(())
+    } else {
+        Err(Reason::NoHeadroom)
+    }
+}

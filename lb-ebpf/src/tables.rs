@@ -1,0 +1,288 @@
+//! The maps as `lb_common::tables`.
+
+use core::cell::Cell;
+
+use aya_ebpf::{
+    bindings::{BPF_NOEXIST, bpf_fib_lookup},
+    cty::c_void,
+    helpers::{bpf_fib_lookup as fib_lookup, bpf_jiffies64},
+    maps::{LruHashMap, lpm_trie::Key},
+};
+use lb_common::{
+    abi::{
+        Backend, Bucket, Flow, Frontend, FrontendKey, Hop, NextHop, Reason, Service, SourceKey,
+        Tuple,
+    },
+    bytes::{Addr, Address, V4, V6},
+    tables::{Budget, FamilyTables, FlowTable, Home, Route, Tables},
+};
+
+use crate::maps::{
+    ADDRESSES, BACKEND_STATS, BACKENDS, BUCKETS, FLOWS4, FLOWS6, FRONTEND_STATS, FRONTENDS4,
+    FRONTENDS6, HALF_OPEN4, HALF_OPEN6, MEMBERS, NEXT_HOPS, REASONS, SERVICES, SETTINGS, SLOTS,
+    SOURCES4, SOURCES6,
+};
+
+/// All tables; the context is what route look-ups need.
+pub(crate) struct KernelTables<const TC: bool> {
+    pub(crate) context: *mut c_void,
+    pub(crate) ingress: u32,
+    /// Set by the pipeline in the tc home.
+    pub(crate) gateway: Cell<Addr>,
+}
+
+/// Address families of `bpf_fib_lookup`.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// Answers of `bpf_fib_lookup` (linux/bpf.h, `BPF_FIB_LKUP_RET_*`).
+const FOUND: i64 = 0;
+const BLACKHOLE: i64 = 1;
+const UNREACHABLE: i64 = 2;
+const PROHIBIT: i64 = 3;
+const NO_NEIGHBOUR: i64 = 7;
+
+impl<const TC: bool> KernelTables<TC> {
+    #[inline(always)]
+    fn fib(&self, query: &mut bpf_fib_lookup) -> Route {
+        query.ifindex = self.ingress;
+        // One byte fits any MTU; asking at all makes the kernel say it (5.12; older ones leave the 1).
+        query.__bindgen_anon_1.tot_len = 1;
+        // SAFETY: the kernel reads and writes the struct it is given, and the context is this program's own.
+        let answer =
+            unsafe { fib_lookup(self.context, query, size_of::<bpf_fib_lookup>() as i32, 0) };
+        // SAFETY: all members of the unions are integers.
+        let (mtu, gateway) = unsafe {
+            let gateway = if query.family == AF_INET {
+                V4(query.__bindgen_anon_4.ipv4_dst).to_addr()
+            } else {
+                Addr(query.__bindgen_anon_4.ipv6_dst)
+            };
+            (query.__bindgen_anon_1.mtu_result, gateway)
+        };
+        match answer {
+            FOUND => Route::Hop {
+                hop: Hop {
+                    ifindex: query.ifindex,
+                    destination: query.dmac,
+                    source: query.smac,
+                },
+                mtu: if mtu > 1 { mtu } else { u16::MAX },
+                gateway,
+            },
+            NO_NEIGHBOUR => Route::Neighbour {
+                ifindex: query.ifindex,
+                gateway,
+            },
+            BLACKHOLE | UNREACHABLE | PROHIBIT => Route::None,
+            _ => Route::Unknown,
+        }
+    }
+}
+
+/// The flow tables of one family.
+trait FlowMaps: Address {
+    fn map(table: FlowTable) -> &'static LruHashMap<Tuple<Self>, Flow<Self>>;
+}
+
+impl FlowMaps for V4 {
+    #[inline(always)]
+    fn map(table: FlowTable) -> &'static LruHashMap<Tuple<Self>, Flow<Self>> {
+        match table {
+            FlowTable::Established => &FLOWS4,
+            FlowTable::HalfOpen => &HALF_OPEN4,
+        }
+    }
+}
+
+impl FlowMaps for V6 {
+    #[inline(always)]
+    fn map(table: FlowTable) -> &'static LruHashMap<Tuple<Self>, Flow<Self>> {
+        match table {
+            FlowTable::Established => &FLOWS6,
+            FlowTable::HalfOpen => &HALF_OPEN6,
+        }
+    }
+}
+
+macro_rules! family_tables {
+    ($address:ty, $frontends:ident, $sources:ident, $bits:expr, |$query:ident, $source:ident, $destination:ident| $fill:block) => {
+        impl<const TC: bool> FamilyTables<$address> for KernelTables<TC> {
+            #[inline(always)]
+            fn frontend(&self, key: &FrontendKey<$address>) -> Option<Frontend> {
+                // SAFETY: entries are immutable, and freed after a grace period; the value is copied out.
+                unsafe { $frontends.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn source_allowed(&self, service: u32, client: $address) -> bool {
+                let key = Key::new($bits, SourceKey { service_be: service.to_be(), client });
+                $sources.get(&key).is_some()
+            }
+
+            #[inline(always)]
+            fn with_flow<R>(
+                &self,
+                table: FlowTable,
+                key: &Tuple<$address>,
+                change: impl FnOnce(&mut Flow<$address>) -> R,
+            ) -> Option<R> {
+                let flow = <$address>::map(table).get_ptr_mut(key)?;
+                // SAFETY: the kernel checked the pointer. Other CPUs may write the entry at the same time, and an
+                // evicted one may be given to another key: every field is one word, and a flow's tuple is compared
+                // by whoever depends on it.
+                Some(change(unsafe { &mut *flow }))
+            }
+
+            #[inline(always)]
+            fn insert_flow(
+                &self,
+                table: FlowTable,
+                key: &Tuple<$address>,
+                flow: &Flow<$address>,
+                fresh: bool,
+            ) -> bool {
+                let flags = if fresh { BPF_NOEXIST as u64 } else { 0 };
+                <$address>::map(table).insert(key, flow, flags).is_ok()
+            }
+
+            #[inline(always)]
+            fn remove_flow(&self, table: FlowTable, key: &Tuple<$address>) {
+                // Another CPU or the LRU may have been first.
+                _ = <$address>::map(table).remove(key);
+            }
+
+            #[inline(always)]
+            fn route(&self, $source: $address, $destination: $address) -> Route {
+                // SAFETY: the struct is integers and unions of them.
+                let mut $query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+                $fill
+                self.fib(&mut $query)
+            }
+        }
+    };
+}
+
+family_tables!(
+    V4,
+    FRONTENDS4,
+    SOURCES4,
+    64,
+    |query, source, destination| {
+        query.family = AF_INET;
+        query.__bindgen_anon_3.ipv4_src = source.0;
+        query.__bindgen_anon_4.ipv4_dst = destination.0;
+    }
+);
+family_tables!(
+    V6,
+    FRONTENDS6,
+    SOURCES6,
+    160,
+    |query, source, destination| {
+        query.family = AF_INET6;
+        query.__bindgen_anon_3.ipv6_src = source.0;
+        query.__bindgen_anon_4.ipv6_dst = destination.0;
+    }
+);
+
+impl<const TC: bool> Tables for KernelTables<TC> {
+    #[inline(always)]
+    fn home(&self) -> Home {
+        if TC { Home::Tc } else { Home::Xdp }
+    }
+
+    #[inline(always)]
+    fn filter(&self, index: u32) -> u64 {
+        ADDRESSES.get(index).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn service(&self, index: u32) -> Option<Service> {
+        SERVICES.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u64> {
+        SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn member(&self, index: u32) -> Option<u64> {
+        MEMBERS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        BACKENDS.get(id).copied()
+    }
+
+    #[inline(always)]
+    fn next_hop(&self, id: u32) -> Option<NextHop> {
+        NEXT_HOPS.get(id).copied()
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: takes nothing and gives a number.
+        unsafe { bpf_jiffies64() as u32 }
+    }
+
+    #[inline(always)]
+    fn resolve(&self, gateway: &Addr) {
+        if TC {
+            self.gateway.set(*gateway);
+        }
+    }
+
+    #[inline(always)]
+    fn take(&self, budget: Budget, rate: u32, burst: u32) -> bool {
+        let index = match budget {
+            Budget::Reject => Bucket::REJECT,
+            Budget::Flow => Bucket::FLOW,
+        };
+        let (Some(bucket), Some(settings)) = (BUCKETS.get_ptr_mut(index), SETTINGS.get(0)) else {
+            return false;
+        };
+        // SAFETY: this CPU's own element; the program is not preempted by itself.
+        unsafe { &mut *bucket }.take(self.now(), settings.hz, rate, burst)
+    }
+
+    #[inline(always)]
+    fn count_forwarded(&self, frontend: u32, backend: u32, bytes: u32, new_flow: bool) {
+        if let Some(count) = FRONTEND_STATS.get_ptr_mut(frontend) {
+            // SAFETY: this CPU's own element.
+            unsafe {
+                (*count).packets += 1;
+                (*count).bytes += u64::from(bytes);
+                (*count).new_flows += u64::from(new_flow);
+            }
+        }
+        if let Some(count) = BACKEND_STATS.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own element.
+            unsafe {
+                (*count).packets += 1;
+                (*count).new_flows += u64::from(new_flow);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count_reply(&self, frontend: u32) {
+        if let Some(count) = FRONTEND_STATS.get_ptr_mut(frontend) {
+            // SAFETY: this CPU's own element.
+            unsafe { (*count).replies += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_reason(&self, frontend: u32, reason: Reason) {
+        let index = frontend
+            .wrapping_mul(Reason::COUNT)
+            .wrapping_add(reason as u32);
+        if let Some(count) = REASONS.get_ptr_mut(index) {
+            // SAFETY: this CPU's own element.
+            unsafe { *count += 1 };
+        }
+    }
+}

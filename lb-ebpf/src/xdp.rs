@@ -1,0 +1,129 @@
+//! The driver's home: frames by bounds-checked reads between `data` and `data_end`.
+
+use core::cell::Cell;
+
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    macros::xdp,
+    programs::XdpContext,
+};
+use lb_common::{
+    bytes::Addr,
+    checksum::{self, Delta},
+    packet::{Header, MAX_OFFSET, Packet},
+    pipeline::{self, Verdict},
+};
+
+use crate::{
+    maps::{DEVICES, SCRATCH, SETTINGS},
+    tables::KernelTables,
+};
+
+/// Attached to each uplink.
+#[xdp]
+pub fn millrace_xdp(context: XdpContext) -> u32 {
+    let (Some(settings), Some(scratch)) = (SETTINGS.get(0), SCRATCH.get_ptr_mut(0)) else {
+        return XDP_PASS;
+    };
+    let tables = KernelTables::<false> {
+        context: context.ctx.cast(),
+        ingress: context.ingress_ifindex() as u32,
+        gateway: Cell::new(Addr::UNSPECIFIED),
+    };
+    // SAFETY: this CPU's own element; the program is not preempted by itself.
+    let scratch = unsafe { &mut *scratch };
+    let mut frame = XdpFrame { context };
+    match pipeline::process(&mut frame, &tables, settings, scratch) {
+        Verdict::NotOurs | Verdict::Pass(_) | Verdict::Neighbour { .. } => XDP_PASS,
+        Verdict::Drop(_) => XDP_DROP,
+        Verdict::Transmit => XDP_TX,
+        // The low bits of the flags are the verdict for a device that is not in the map: the packet has been
+        // rewritten, so the stack must not see it.
+        Verdict::Redirect { ifindex } => DEVICES
+            .redirect(ifindex, u64::from(XDP_DROP))
+            .unwrap_or(XDP_DROP),
+    }
+}
+
+struct XdpFrame {
+    context: XdpContext,
+}
+
+impl XdpFrame {
+    /// Start of `size` bytes at `offset`, if the frame holds them.
+    #[inline(always)]
+    fn at(&self, offset: u32, size: usize) -> Option<usize> {
+        // The mask changes nothing: the pipeline stays below. It is the bound that the verifier sees.
+        let start = self.context.data() + (offset & MAX_OFFSET) as usize;
+        (start + size <= self.context.data_end()).then_some(start)
+    }
+}
+
+impl Packet for XdpFrame {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        (self.context.data_end() - self.context.data()) as u32
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        self.context.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn read<H: Header>(&self, offset: u32) -> Option<H> {
+        let start = self.at(offset, size_of::<H>())?;
+        // SAFETY: `size_of::<H>()` bytes lie between `start` and `data_end`, and a `Header` is valid for any bytes.
+        Some(unsafe { (start as *const H).read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn write<H: Header>(&mut self, offset: u32, header: &H) -> bool {
+        let Some(start) = self.at(offset, size_of::<H>()) else {
+            return false;
+        };
+        // SAFETY: as for `read`.
+        unsafe { (start as *mut H).write_unaligned(*header) };
+        true
+    }
+
+    #[inline(always)]
+    fn open(&mut self, link: u32, room: u32, _outer_v6: bool) -> bool {
+        let Some(ethernet) = self.read::<[u8; 14]>(0) else {
+            return false;
+        };
+        let tags = if link > 14 {
+            self.read::<[u8; 8]>(14)
+        } else {
+            None
+        };
+        // SAFETY: the context is this program's own.
+        if unsafe { bpf_xdp_adjust_head(self.context.ctx, -(room as i32)) } != 0 {
+            return false;
+        }
+        if let Some(tags) = tags {
+            let first = [tags[0], tags[1], tags[2], tags[3]];
+            let second = [tags[4], tags[5], tags[6], tags[7]];
+            if !self.write(14, &first) || (link > 18 && !self.write(18, &second)) {
+                return false;
+            }
+        }
+        self.write(0, &ethernet)
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, length: u32) -> bool {
+        let by = length as i32 - self.length() as i32;
+        // SAFETY: the context is this program's own.
+        by <= 0 && unsafe { bpf_xdp_adjust_tail(self.context.ctx, by) } == 0
+    }
+
+    #[inline(always)]
+    fn patch_l4(&mut self, offset: u32, udp: bool, addresses: Delta, ports: Delta) -> bool {
+        let Some(check) = self.read::<u16>(offset) else {
+            return false;
+        };
+        self.write(offset, &checksum::patch_l4(check, udp, addresses, ports))
+    }
+}
