@@ -1,14 +1,22 @@
 //! Facts about this host's network, by netlink: links, addresses, routes, neighbours. Plain values, no decisions.
 //!
-//! `source` keeps them true (dump, then multicast, a new dump after an overflow); [`path::resolve`] reads them:
+//! [`Source`] keeps them true (dump, then multicast, a new dump after an overflow); [`path::resolve`] reads them:
 //! which way a packet to an address leaves. Only the main routing table is read; policy rules are not.
 
 mod facts;
+mod interfaces;
+mod messages;
 pub mod path;
+mod poke;
 mod ports;
 mod routes;
+mod source;
 
 pub use facts::{Address, Facts, Link, Neighbour, Update};
+pub use interfaces::{driver, interfaces, xdp_send};
+pub use messages::XdpSend;
 pub use path::Path;
+pub use poke::{Pokes, poke};
 pub use ports::LocalPorts;
 pub use routes::{Hop, Route, Routes};
+pub use source::{Source, SourceError};

@@ -1,0 +1,193 @@
+//! The task that keeps the facts true: a dump, then multicast messages, and a new dump after messages were lost or
+//! where the kernel changes things without a word.
+
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
+use netlink_packet_route::{RouteNetlinkMessage, route::RouteMessage};
+use rtnetlink::{
+    Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
+    packet_core::{NLM_F_APPEND, NetlinkMessage, NetlinkPayload},
+    sys::{AsyncSocket as _, SocketAddr},
+};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+use thiserror::Error;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{Facts, LocalPorts, Update, messages, messages::XdpSend};
+
+/// Netlink failed; the facts known before still hold.
+#[derive(Error, Debug)]
+pub enum SourceError {
+    #[error("netlink socket: {0}")]
+    Socket(#[from] std::io::Error),
+    #[error("netlink dump of {what}: {error}")]
+    Dump {
+        what: &'static str,
+        error: rtnetlink::Error,
+    },
+    #[error("netlink socket closed by the kernel")]
+    Closed,
+}
+
+/// The kernel's queue for us; the default of 208 KB overflows when a big table changes at once.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Dumps are this far apart at least.
+const DUMP_PAUSE: Duration = Duration::from_millis(200);
+
+/// And at most: some removals (routes of a deleted next-hop object) are never announced.
+const DUMP_PERIOD: Duration = Duration::from_secs(60);
+
+/// Updates that one batch holds at most.
+const BATCH: usize = 1024;
+
+const GROUPS: [MulticastGroup; 6] = [
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+];
+
+type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+
+/// Sends batches of updates, the first of them with everything, until the receiver is gone. The handle is for
+/// [`super::poke`].
+#[derive(Debug)]
+pub struct Source {
+    handle: Handle,
+    messages: Messages,
+    xdp_send: XdpSend,
+}
+
+impl Source {
+    /// Needs a tokio runtime and CAP_NET_ADMIN (for a queue beyond the host's limit).
+    pub fn open(xdp_send: XdpSend) -> Result<Self, SourceError> {
+        let (mut connection, handle, messages) = new_multicast_connection(&GROUPS)?;
+        set_socket_recv_buffer_size_force(connection.socket_mut().socket_mut(), RECEIVE_BUFFER)?;
+        tokio::spawn(connection);
+        Ok(Self {
+            handle,
+            messages,
+            xdp_send,
+        })
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    pub async fn run(mut self, updates: mpsc::Sender<Vec<Update>>) -> Result<(), SourceError> {
+        let mut dump_at = Instant::now();
+        let mut dumped = None;
+        loop {
+            tokio::select! {
+                () = sleep_until(dump_at) => {
+                    let facts = dump(&self.handle, self.xdp_send).await?;
+                    if updates.send(vec![Update::All(Box::new(facts))]).await.is_err() {
+                        return Ok(());
+                    }
+                    dumped = Some(Instant::now());
+                    dump_at = Instant::now() + DUMP_PERIOD;
+                }
+                message = self.messages.next() => {
+                    let mut batch = Vec::new();
+                    let mut doubtful = self.take(message, &mut batch)?;
+                    while batch.len() < BATCH
+                        && let Ok(message) = self.messages.try_recv()
+                    {
+                        doubtful |= self.take(Some(message), &mut batch)?;
+                    }
+                    if doubtful {
+                        let earliest = dumped.map_or(Instant::now(), |at| at + DUMP_PAUSE);
+                        dump_at = dump_at.min(earliest);
+                    }
+                    if !batch.is_empty() && updates.send(batch).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds what a message changes to `batch`; true if a dump must tell the rest.
+    fn take(
+        &self,
+        message: Option<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+        batch: &mut Vec<Update>,
+    ) -> Result<bool, SourceError> {
+        let (message, _) = message.ok_or(SourceError::Closed)?;
+        let appended = message.header.flags & NLM_F_APPEND != 0;
+        let inner = match message.payload {
+            NetlinkPayload::InnerMessage(inner) => inner,
+            NetlinkPayload::Overrun(_) => {
+                tracing::warn!("netlink messages were lost; reading everything again");
+                return Ok(true);
+            }
+            _ => return Ok(false),
+        };
+        let Some(update) = messages::update(inner, self.xdp_send) else {
+            return Ok(false);
+        };
+        let doubtful = match &update {
+            // IPv4 routes go with their link or source address without a message; an IPv6 message tells of one way
+            // of several.
+            Update::Link(..) | Update::RemoveAddress(_) => true,
+            Update::AddRoute(route) => appended || route.destination.addr().is_ipv6(),
+            Update::RemoveRoute(route) => route.destination.addr().is_ipv6(),
+            _ => false,
+        };
+        batch.push(update);
+        Ok(doubtful)
+    }
+}
+
+async fn dump(handle: &Handle, xdp_send: XdpSend) -> Result<Facts, SourceError> {
+    let failed = |what| move |error| SourceError::Dump { what, error };
+    let mut facts = Facts {
+        local_ports: LocalPorts::read(),
+        ..Facts::default()
+    };
+    let mut links = handle.link().get().execute();
+    while let Some(message) = links.try_next().await.map_err(failed("links"))? {
+        facts.links.extend(messages::link(message, xdp_send));
+    }
+    let mut addresses = handle.address().get().execute();
+    while let Some(message) = addresses.try_next().await.map_err(failed("addresses"))? {
+        facts.addresses.extend(messages::address(&message));
+    }
+    for request in [
+        RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+    ] {
+        dump_routes(handle, request, &mut facts)
+            .await
+            .map_err(failed("routes"))?;
+    }
+    let mut neighbours = handle.neighbours().get().execute();
+    while let Some(message) = neighbours.try_next().await.map_err(failed("neighbours"))? {
+        if let Some((index, ip, Some(neighbour))) = messages::neighbour(&message) {
+            facts.neighbours.insert((index, ip), neighbour);
+        }
+    }
+    Ok(facts)
+}
+
+async fn dump_routes(
+    handle: &Handle,
+    request: RouteMessage,
+    facts: &mut Facts,
+) -> Result<(), rtnetlink::Error> {
+    let mut routes = handle.route().get(request).execute();
+    while let Some(message) = routes.try_next().await? {
+        if let Some(route) = messages::route(message) {
+            facts.routes.insert(route);
+        }
+    }
+    Ok(())
+}
