@@ -1,9 +1,15 @@
 //! Active health checks: a pure state machine a backend, and a prober that feeds it.
 
+mod prober;
+mod tracker;
+
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
 };
+
+pub use prober::{Assignment, Change, Connect, Prober, Target, Tcp};
+pub use tracker::{Check, Tracker};
 
 /// Which backends are down. What is not checked, or not known yet, is not down.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]

@@ -69,7 +69,8 @@ impl Source {
     /// Needs a tokio runtime and CAP_NET_ADMIN (for a queue beyond the host's limit).
     pub fn open(xdp_send: XdpSend) -> Result<Self, SourceError> {
         let (mut connection, handle, messages) = new_multicast_connection(&GROUPS)?;
-        set_socket_recv_buffer_size_force(connection.socket_mut().socket_mut(), RECEIVE_BUFFER)?;
+        set_socket_recv_buffer_size_force(connection.socket_mut().socket_mut(), RECEIVE_BUFFER)
+            .map_err(std::io::Error::from)?;
         tokio::spawn(connection);
         Ok(Self {
             handle,
