@@ -108,6 +108,22 @@ pub fn iperf3(client: &Netns, server: SocketAddr, arguments: &[&str]) -> Result<
         .with_context(|| format!("no sum in {end}"))
 }
 
+/// TCP segments that this namespace had to send again: what was lost on the way.
+pub fn retransmissions(client: &Netns) -> Result<u64> {
+    let table = client.enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))?;
+    // Two lines: names and values.
+    let mut lines = table.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = (
+        lines.next().context("names")?,
+        lines.next().context("values")?,
+    );
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    let (_, count) = pairs
+        .find(|(name, _)| *name == "RetransSegs")
+        .context("RetransSegs")?;
+    Ok(count.parse()?)
+}
+
 /// `count` HTTP requests, each over a connection of its own, by `threads` clients at a time.
 pub fn http(client: &Netns, server: SocketAddr, count: usize, threads: usize) -> Answers {
     let left = AtomicUsize::new(count);

@@ -71,6 +71,7 @@ impl Host {
 
 #[derive(Debug)]
 pub struct Topology {
+    shape: Shape,
     pub router: Netns,
     pub balancer: Host,
     pub clients: Vec<Host>,
@@ -97,34 +98,12 @@ impl Topology {
         balancer
             .netns
             .sysctl("net.ipv4.ip_local_port_range", "10000 19999")?;
-        let uplink = match shape {
-            Shape::OneArm => {
-                plug(
-                    &router, "lb", "lan", &balancer, "eth0", "10.0.0.2", "fd00::2",
-                )?;
-                ["10.0.0", "fd00::"]
-            }
-            Shape::TwoArms => {
-                bridge(&router, "front", "10.1.0.1", "fd01::1")?;
-                plug(
-                    &router, "lb", "front", &balancer, "eth0", "10.1.0.2", "fd01::2",
-                )?;
-                plug(
-                    &router, "lb1", "lan", &balancer, "eth1", "10.0.0.2", "fd00::2",
-                )?;
-                ["10.1.0", "fd01::"]
-            }
-        };
-        let [v4, v6] = uplink;
-        balancer.netns.ip([
-            &*format!("route add default via {v4}.1"),
-            &*format!("route add default via {v6}1"),
-        ])?;
-        router.ip([
-            &*format!("route add 192.0.2.0/24 via {v4}.2"),
-            &*format!("route add 2001:db8::/64 via {v6}2"),
-        ])?;
-
+        if shape == Shape::TwoArms {
+            bridge(&router, "front", "10.1.0.1", "fd01::1")?;
+            plug(
+                &router, "lb1", "lan", &balancer, "eth1", "10.0.0.2", "fd00::2",
+            )?;
+        }
         let clients = [
             client(&router, "c1", [198, 51, 100], 0xa)?,
             client(&router, "c2", [203, 0, 113], 0xb)?,
@@ -132,12 +111,46 @@ impl Topology {
         let backends = (1..=backends as u16)
             .map(|number| backend(&router, number))
             .collect::<Result<_>>()?;
-        Ok(Self {
+        let topology = Self {
+            shape,
             router,
             balancer,
             clients: clients.into(),
             backends,
-        })
+        };
+        topology.plug_balancer()?;
+        Ok(topology)
+    }
+
+    /// Connects the balancer's `eth0` and leads the VIPs there.
+    pub fn plug_balancer(&self) -> Result<()> {
+        let (network, v4, v6) = match self.shape {
+            Shape::OneArm => ("lan", "10.0.0", "fd00::"),
+            Shape::TwoArms => ("front", "10.1.0", "fd01::"),
+        };
+        let (own4, own6) = (format!("{v4}.2"), format!("{v6}2"));
+        plug(
+            &self.router,
+            "lb",
+            network,
+            &self.balancer,
+            "eth0",
+            &own4,
+            &own6,
+        )?;
+        self.balancer.netns.ip([
+            &*format!("route add default via {v4}.1"),
+            &*format!("route add default via {v6}1"),
+        ])?;
+        self.router.ip([
+            &*format!("route replace 192.0.2.0/24 via {own4}"),
+            &*format!("route replace 2001:db8::/64 via {own6}"),
+        ])
+    }
+
+    /// Takes the balancer's `eth0` away, as if the NIC were pulled out.
+    pub fn unplug_balancer(&self) -> Result<()> {
+        self.balancer.netns.ip(["link del eth0"])
     }
 
     /// The client that tests use when any will do.

@@ -296,6 +296,64 @@ fn what_is_not_ours_reaches_the_host() -> Result<()> {
 }
 
 #[test]
+fn forgotten_neighbours_cost_no_packet() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    for way in [Way::Nat, Way::L2, Way::IpipOver(Family::V6)] {
+        let stage = Stage::set(way, Shape::OneArm)?;
+        let host = &stage.topology.balancer.netns;
+        for family in Family::BOTH {
+            for _ in 0..3 {
+                host.ip(["neigh flush all"])?;
+                let answers = clients::http(stage.client(), stage.vip(family, HTTP), 100, 2);
+                assert!(
+                    answers.failures.is_empty(),
+                    "{way:?} {family:?}: {answers:?}"
+                );
+            }
+        }
+        assert_eq!(clients::retransmissions(stage.client())?, 0, "{way:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn bypass_lets_everything_pass_until_it_is_off_again() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let stage = Stage::set(Way::Nat, Shape::OneArm)?;
+    let url = format!("http://{}/", stage.vip(Family::V4, HTTP));
+    // The host's own stack has neither the address nor a route for it.
+    stage.balancer.cli(&["bypass", "on"])?;
+    assert!(clients::curl(stage.client(), &["--connect-timeout", "1", &url]).is_err());
+    stage.balancer.cli(&["bypass", "off"])?;
+    let answers = clients::http(stage.client(), stage.vip(Family::V4, HTTP), 200, 2);
+    assert!(answers.failures.is_empty(), "{answers:?}");
+    Ok(())
+}
+
+#[test]
+fn metrics_count_what_was_forwarded() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let stage = Stage::set(Way::Nat, Shape::OneArm)?;
+    let requests = 500;
+    clients::http(stage.client(), stage.vip(Family::V4, HTTP), requests, 2);
+    let host = &stage.topology.balancer.netns;
+    let metrics = clients::curl(host, &["http://127.0.0.1:9470/metrics"])?;
+    let new_flows = metrics
+        .lines()
+        .filter(|line| line.starts_with("millrace_frontend_new_flows_total{"))
+        .find(|line| line.contains("\"80\"") && line.to_lowercase().contains("4\""))
+        .unwrap_or_else(|| panic!("{metrics}"));
+    assert!(new_flows.ends_with(&format!(" {requests}")), "{new_flows}");
+    Ok(())
+}
+
+#[test]
 fn a_bad_configuration_is_refused_at_the_start() -> Result<()> {
     if !is_root() {
         return Ok(());
@@ -308,6 +366,13 @@ fn a_bad_configuration_is_refused_at_the_start() -> Result<()> {
         let (code, said) = balancer.refusal()?;
         assert_eq!(code, Some(2), "{said}");
         names_the_place(&said, line, &field);
+
+        let check = balancer.output(&["check", &balancer.file().display().to_string()])?;
+        // What only the host knows, such as its addresses, is for the agent to judge.
+        if !said.contains("10.0.0.2") {
+            assert_eq!(check.status.code(), Some(2), "{check:?}");
+            names_the_place(&String::from_utf8(check.stderr)?, line, &field);
+        }
     }
     Ok(())
 }

@@ -15,11 +15,11 @@ use std::{
 
 use anyhow::{Result, ensure};
 use lb_tests::{
-    balancer::{Balancer, Configuration},
+    balancer::{Balancer, Configuration, PATIENCE},
     clients::{self, Held},
     foreign::ForeignXdp,
     is_root,
-    netns::Netns,
+    netns::{Netns, until},
     servers::{ECHO, HTTP},
     stage::{self, Stage, Way},
     topology::{Family, Shape, Topology},
@@ -269,6 +269,34 @@ fn a_missing_interface_is_named() -> Result<()> {
     let (code, said) = balancer.refusal()?;
     assert_eq!(code, Some(7), "{said}");
     assert!(said.contains("eth9"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_vanishes_is_named_and_taken_up_when_it_returns() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let stage = Stage::set(Way::Nat, Shape::OneArm)?;
+    let shown = |what: &str| {
+        until(PATIENCE, || {
+            let interfaces = stage.balancer.json(&["status"])?["interfaces"].to_string();
+            ensure!(
+                interfaces.contains("eth0") && interfaces.contains(what),
+                "{interfaces}"
+            );
+            Ok(())
+        })
+    };
+    stage.topology.unplug_balancer()?;
+    shown("missing")?;
+    stage.topology.plug_balancer()?;
+    shown("native")?;
+    stage.balancer.wait_for(&stage.configuration)?;
+    for family in Family::BOTH {
+        let answers = clients::http(stage.client(), stage.vip(family, HTTP), 200, 2);
+        assert!(answers.failures.is_empty(), "{family:?}: {answers:?}");
+    }
     Ok(())
 }
 
