@@ -53,7 +53,7 @@ fn draw(flows: &Flows) -> String {
         }),
     );
     if flows.more > 0 {
-        text.push_str(&format!("\n… and {} more: see --limit", flows.more));
+        text += &format!("\n… and {} more: see --limit", flows.more);
     }
     text
 }

@@ -65,7 +65,7 @@ pub struct Service {
     /// Address, port and protocol: `192.0.2.10:443/tcp`.
     pub frontend: String,
     pub mode: String,
-    /// ClientIP affinity, as configured.
+    /// `ClientIP` affinity, as configured.
     pub affinity_seconds: Option<u64>,
     pub ready: usize,
     pub drain: usize,
