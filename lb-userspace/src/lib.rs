@@ -4,6 +4,7 @@
 pub mod cli;
 pub mod config;
 pub mod dataplane;
+pub mod desired;
 pub mod health;
 pub mod net;
 pub mod observe;

@@ -1,0 +1,202 @@
+//! What can be wrong with a valid config on this host. A config is refused whole, never half applied.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+    ops::RangeInclusive,
+};
+
+use lb_common::abi::Mode;
+
+use super::group;
+use crate::{
+    config::{Config, ConfigError},
+    net::{Facts, path},
+};
+
+/// Ports of an address of this host that no frontend may take (interface.md section 1): ssh, BGP, etcd, the Kubernetes
+/// API, the kubelet.
+const NODE_PORTS: [RangeInclusive<u16>; 5] = [
+    22..=22,
+    179..=179,
+    2379..=2380,
+    6443..=6443,
+    10_250..=10_250,
+];
+
+/// Every reason to refuse `config` on a host with these facts.
+pub fn check(config: &Config, facts: &Facts) -> Vec<ConfigError> {
+    let mut refusals = Refusals {
+        config,
+        found: Vec::new(),
+    };
+    vips(config, facts, &mut refusals);
+    nat(config, facts, &mut refusals);
+    limits(config, &mut refusals);
+    refusals.found
+}
+
+struct Refusals<'a> {
+    config: &'a Config,
+    found: Vec<ConfigError>,
+}
+
+impl Refusals<'_> {
+    fn push(&mut self, field: String, what: String, fix: impl Into<String>) {
+        self.found.push(ConfigError {
+            at: self.config.place(&field).unwrap_or_default(),
+            field,
+            what,
+            fix: fix.into(),
+        });
+    }
+}
+
+fn vips(config: &Config, facts: &Facts, refusals: &mut Refusals<'_>) {
+    let own: HashSet<IpAddr> = facts.host_addresses().collect();
+    for (at, service) in config.services.iter().enumerate() {
+        for (index, frontend) in service.frontends.iter().enumerate() {
+            if !own.contains(&frontend.address) {
+                continue;
+            }
+            let field = format!("services[{at}].frontends[{index}]");
+            if !config.allow_node_addresses {
+                refusals.push(
+                    field,
+                    format!("{} is an address of this host", frontend.address),
+                    "use another address, or allowNodeAddresses: true to take this port of it",
+                );
+            } else if NODE_PORTS
+                .iter()
+                .any(|range| range.contains(&frontend.port))
+            {
+                refusals.push(
+                    field,
+                    format!(
+                        "port {} of an address of this host keeps the host manageable",
+                        frontend.port
+                    ),
+                    "use another port or another address",
+                );
+            }
+        }
+        for (index, backend) in service.backends.iter().enumerate() {
+            if own.contains(&backend.address) {
+                refusals.push(
+                    format!("services[{at}].backends[{index}].address"),
+                    format!("{} is an address of this host", backend.address),
+                    "backends run on other hosts",
+                );
+            }
+        }
+    }
+}
+
+/// Source ports that the host itself may take would give us its replies, and it ours.
+fn nat(config: &Config, facts: &Facts, refusals: &mut Refusals<'_>) {
+    let backends = config
+        .services
+        .iter()
+        .filter(|service| service.mode == Mode::Nat)
+        .flat_map(|service| &service.backends);
+    let mut automatic = BTreeSet::new();
+    let mut families = BTreeSet::new();
+    for backend in backends {
+        families.insert(backend.address.is_ipv4());
+        if config.nat.addresses.is_empty() {
+            automatic.extend(path::resolve(facts, backend.address).map(|path| path.source));
+        }
+    }
+    let vips: HashSet<_> = config
+        .services
+        .iter()
+        .flat_map(|service| &service.frontends)
+        .map(|frontend| frontend.address)
+        .collect();
+    for (index, address) in config.nat.addresses.iter().enumerate() {
+        if vips.contains(address) {
+            refusals.push(
+                format!("nat.addresses[{index}]"),
+                format!("{address} is a VIP"),
+                "use an address of its own",
+            );
+        }
+    }
+    for v4 in families {
+        let given = config.nat.addresses.iter().any(|ip| ip.is_ipv4() == v4);
+        if !config.nat.addresses.is_empty() && !given {
+            let family = if v4 { "IPv4" } else { "IPv6" };
+            refusals.push(
+                "nat.addresses".into(),
+                format!("no {family} address, and services in mode nat have {family} backends"),
+                format!("add an {family} address"),
+            );
+        }
+    }
+    let Some(port) = facts.local_ports.overlap(config.nat.ports.clone()) else {
+        return;
+    };
+    // Sockets of the host take the address that routes prefer; others stay free for `nat`.
+    let sockets_use = |ip: &IpAddr| {
+        let own = |own: &crate::net::Address| own.preferred && own.net.addr() == *ip;
+        facts.addresses.iter().any(own)
+    };
+    let shared = config
+        .nat
+        .addresses
+        .iter()
+        .copied()
+        .chain(automatic)
+        .find(sockets_use);
+    if let Some(shared) = shared
+        && (config.nat.addresses.is_empty() || config.services.iter().any(|s| s.mode == Mode::Nat))
+    {
+        let (first, last) = (config.nat.ports.start(), config.nat.ports.end());
+        refusals.push(
+            "nat.ports".into(),
+            format!(
+                "this host may take port {port} of {shared} for its own connections \
+                 (net.ipv4.ip_local_port_range)"
+            ),
+            format!(
+                "give nat.addresses an address of its own, or run \
+                 `sysctl net.ipv4.ip_local_reserved_ports={first}-{last}`"
+            ),
+        );
+    }
+}
+
+fn limits(config: &Config, refusals: &mut Refusals<'_>) {
+    let frontends: usize = config.services.iter().map(|s| s.frontends.len()).sum();
+    let backends: usize = config
+        .services
+        .iter()
+        .map(|service| {
+            // Each group has its own; how many of them are of its family is what counts.
+            let groups: BTreeSet<_> = service
+                .frontends
+                .iter()
+                .map(|frontend| group::key(service, frontend))
+                .collect();
+            let of_group = |key: &super::GroupKey| {
+                let eligible = |backend: &&crate::config::Backend| {
+                    key.v4.is_none_or(|v4| v4 == backend.address.is_ipv4())
+                };
+                service.backends.iter().filter(eligible).count()
+            };
+            groups.iter().map(of_group).sum::<usize>()
+        })
+        .sum();
+    for (name, used, most) in [
+        ("frontends", frontends, config.limits.frontends),
+        ("backends", backends, config.limits.backends),
+    ] {
+        if used > most as usize {
+            refusals.push(
+                format!("limits.{name}"),
+                format!("{used} of {most} {name}"),
+                format!("raise limits.{name}, which makes new maps"),
+            );
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Desired state: pure. Config, the host's network, health and drains in; out come services as the packet path knows
+//! them, or refusals of the whole config. No ids, no maps.
+//!
+//! [`build`] makes everything, [`service`] one service anew when only its health, drains or paths changed.
+
+mod check;
+mod group;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+use lb_common::abi::Mode;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{Config, ConfigError, Frontend, ServiceName},
+    health::View,
+    net::{Facts, Path},
+};
+
+pub use check::check;
+pub use group::service;
+pub use settings::settings;
+
+/// Everything that the packet path is to serve.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Desired {
+    pub services: BTreeMap<ServiceName, Service>,
+}
+
+/// One service of the config.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    pub mode: Mode,
+    /// The client's address alone chooses the backend.
+    pub affinity: bool,
+    /// Clients that are allowed; empty: all.
+    pub source_ranges: Vec<IpNet>,
+    /// Its frontends, those with the same eligible backends together; in a stable order, one at least.
+    pub groups: Vec<Group>,
+}
+
+/// Frontends that share backends, and so a slot table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Group {
+    pub key: GroupKey,
+    pub frontends: Vec<GroupFrontend>,
+    pub backends: Vec<Backend>,
+}
+
+/// What makes frontends of one service differ in backends. The same frontends keep their key when backends change.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct GroupKey {
+    /// `nat` keeps the family: backends are IPv4 (true) or IPv6 (false). None: of both.
+    pub v4: Option<bool>,
+    /// `nat` with backends that take the frontend's port.
+    pub port: Option<u16>,
+}
+
+/// A frontend of a group.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct GroupFrontend {
+    pub frontend: Frontend,
+    /// The whole address is ours: its unknown ports are rejected. False for an address of this host.
+    pub owns_address: bool,
+}
+
+/// A backend as one group sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Backend {
+    /// What people call it; see [`crate::config::Service::socket`].
+    pub socket: SocketAddr,
+    pub address: IpAddr,
+    /// Destination port after translation; 0 where nothing is translated.
+    pub port: u16,
+    pub weight: u16,
+    /// By config or by command.
+    pub drain: bool,
+    /// By its health check.
+    pub down: bool,
+    /// Own address: source of translated packets (`nat`) or of outer headers (`ipip`). None in `l2`, or without path.
+    pub source: Option<IpAddr>,
+    /// None: nothing leads there.
+    pub path: Option<Path>,
+}
+
+impl Backend {
+    /// Whether it gets new flows.
+    pub const fn usable(&self) -> bool {
+        self.weight > 0 && !self.drain && !self.down && self.path.is_some()
+    }
+}
+
+/// Backends that were drained by command, by service and [`Backend::socket`].
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Drains(BTreeMap<String, BTreeSet<SocketAddr>>);
+
+impl Drains {
+    pub fn contains(&self, service: &str, backend: SocketAddr) -> bool {
+        self.0
+            .get(service)
+            .is_some_and(|backends| backends.contains(&backend))
+    }
+
+    /// Whether anything became different.
+    pub fn set(&mut self, service: &str, backend: SocketAddr, on: bool) -> bool {
+        if on {
+            return self
+                .0
+                .entry(service.to_owned())
+                .or_default()
+                .insert(backend);
+        }
+        let Some(backends) = self.0.get_mut(service) else {
+            return false;
+        };
+        let changed = backends.remove(&backend);
+        if backends.is_empty() {
+            self.0.remove(service);
+        }
+        changed
+    }
+}
+
+/// Everything that `config` asks of this host.
+///
+/// # Errors
+/// Why the config is refused, at least one reason; see [`check`].
+pub fn build(
+    config: &Config,
+    facts: &Facts,
+    health: &View,
+    drains: &Drains,
+) -> Result<Desired, Vec<ConfigError>> {
+    let refusals = check(config, facts);
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    let services = config.services.iter().map(|asked| {
+        let service = service(config, asked, facts, health, drains);
+        (asked.name.clone(), service)
+    });
+    Ok(Desired {
+        services: services.collect(),
+    })
+}

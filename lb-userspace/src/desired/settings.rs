@@ -1,0 +1,26 @@
+//! What holds for every packet.
+
+use lb_common::abi::{Settings, setting_flag};
+
+use crate::config::Config;
+
+/// New established flows per second and CPU: a bound on what a flood of real clients can push out of the flow tables,
+/// far above what a CPU can establish otherwise.
+const FLOW_RATE: u32 = 2_000_000;
+
+/// The settings of `config`. `hash_key` is the config's key or the one that the agent keeps, `hz` the kernel's jiffies
+/// per second.
+pub fn settings(config: &Config, hash_key: [u64; 2], hz: u32, bypass: bool) -> Settings {
+    let (first, last) = (config.nat.ports.start(), config.nat.ports.end());
+    Settings {
+        hash_key,
+        flags: if bypass { setting_flag::BYPASS } else { 0 },
+        hz,
+        nat_ports: u32::from(*first) | u32::from(*last) << 16,
+        reject_rate: config.rejects.per_second,
+        reject_burst: config.rejects.per_second,
+        flow_rate: FLOW_RATE,
+        flow_burst: FLOW_RATE / 10,
+        ..Settings::default()
+    }
+}

@@ -1,0 +1,264 @@
+use super::*;
+use crate::net::{Address, Hop, Link, Route, Update};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// eth0 (2) with 192.0.2.1/24, 192.0.2.2 as a second address, and 2001:db8::1/64; the default route by it.
+fn facts() -> Facts {
+    let mut facts = Facts::default();
+    let link = Link {
+        name: "eth0".into(),
+        up: true,
+        mtu: 1500,
+        mac: Some([2, 0, 0, 0, 0, 1]),
+        xdp_send: true,
+        ..Link::default()
+    };
+    facts.apply(Update::Link(2, Some(link)));
+    for (net, preferred) in [
+        ("192.0.2.1/24", true),
+        ("192.0.2.2/24", false),
+        ("2001:db8::1/64", true),
+    ] {
+        facts.apply(Update::AddAddress(Address {
+            ifindex: 2,
+            net: net.parse().unwrap(),
+            global: true,
+            preferred,
+        }));
+    }
+    for (destination, gateway) in [("0.0.0.0/0", "192.0.2.254"), ("::/0", "2001:db8::ff")] {
+        facts.apply(Update::AddRoute(Route {
+            destination: destination.parse().unwrap(),
+            metric: 0,
+            tos: 0,
+            hops: vec![Hop {
+                ifindex: 2,
+                gateway: Some(ip(gateway)),
+            }],
+            source: None,
+            mtu: None,
+        }));
+    }
+    facts
+}
+
+fn config(rest: &str) -> Config {
+    let head = "apiVersion: config.millrace.io/v1alpha1\nkind: MillraceConfiguration\n";
+    Config::parse(&format!("{head}{rest}"), "lb.yaml").unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn built(rest: &str) -> Desired {
+    build(
+        &config(rest),
+        &facts(),
+        &View::default(),
+        &Drains::default(),
+    )
+    .unwrap()
+}
+
+fn refused(rest: &str) -> Vec<String> {
+    let told = build(
+        &config(rest),
+        &facts(),
+        &View::default(),
+        &Drains::default(),
+    );
+    let line = |error: ConfigError| {
+        let ConfigError {
+            at, field, what, ..
+        } = error;
+        format!("{}:{} {field}: {what}", at.line, at.column)
+    };
+    told.unwrap_err().into_iter().map(line).collect()
+}
+
+#[test]
+fn a_dual_stack_nat_service_has_a_group_a_family() {
+    let desired = built(
+        r#"
+services:
+- name: web
+  frontends: ["198.51.100.1:80/tcp", "[2001:db8:9::1]:80/tcp", "198.51.100.2:80/tcp"]
+  backends: [{address: "10.0.0.1:8080"}, {address: "[2001:db8:5::1]:8080"}]
+"#,
+    );
+    let groups = &desired.services["web"].groups;
+    assert_eq!(groups.len(), 2);
+    for group in groups {
+        let v4 = group.key.v4.unwrap();
+        assert_eq!(group.frontends.len(), if v4 { 2 } else { 1 });
+        assert_eq!(group.backends.len(), 1);
+        assert_eq!(group.backends[0].address.is_ipv4(), v4);
+        assert_eq!(group.backends[0].port, 8080);
+        let own = if v4 { "192.0.2.1" } else { "2001:db8::1" };
+        assert_eq!(group.backends[0].source, Some(ip(own)));
+        assert!(group.backends[0].usable());
+    }
+}
+
+#[test]
+fn backends_without_port_take_the_frontends() {
+    let desired = built(
+        r#"
+services:
+- name: web
+  frontends: ["198.51.100.1:80/tcp", "198.51.100.1:443/tcp", "198.51.100.1:443/udp"]
+  backends: [{address: 10.0.0.1}, {address: "10.0.0.2:80"}, {address: "10.0.0.1:80"}]
+"#,
+    );
+    let groups = &desired.services["web"].groups;
+    let ports: Vec<Vec<_>> = groups
+        .iter()
+        .map(|group| group.backends.iter().map(|b| b.port).collect())
+        .collect();
+    assert_eq!(ports, [vec![80, 80], vec![443, 80, 80]]);
+    assert_eq!(groups[1].frontends.len(), 2);
+    assert!(groups[0].backends.iter().all(|b| b.socket.port() == 80));
+}
+
+#[test]
+fn untranslated_modes_reach_both_families_from_one_group() {
+    for mode in ["ipip", "l2"] {
+        let desired = built(&format!(
+            r#"
+services:
+- name: web
+  frontends: ["198.51.100.1:80/tcp", "[2001:db8:9::1]:443/tcp"]
+  mode: {mode}
+  backends: [{{address: 10.0.0.1}}, {{address: "2001:db8:5::1"}}]
+"#
+        ));
+        let groups = &desired.services["web"].groups;
+        assert_eq!(groups.len(), 1);
+        assert_eq!(groups[0].frontends.len(), 2);
+        let sources: Vec<_> = groups[0].backends.iter().map(|b| b.source).collect();
+        if mode == "ipip" {
+            assert_eq!(sources, [Some(ip("192.0.2.1")), Some(ip("2001:db8::1"))]);
+        } else {
+            assert_eq!(sources, [None, None]);
+        }
+        assert!(groups[0].backends.iter().all(|b| b.port == 0));
+    }
+}
+
+#[test]
+fn drained_down_weightless_and_unreachable_backends_get_no_new_flows() {
+    let config = config(
+        r#"
+services:
+- name: web
+  frontends: ["198.51.100.1:80/tcp"]
+  health: {tcp: {}}
+  backends:
+  - {address: 10.0.0.1}
+  - {address: 10.0.0.2, drain: true}
+  - {address: 10.0.0.3, weight: 0}
+  - {address: 10.0.0.4}
+  - {address: 10.0.0.5}
+"#,
+    );
+    let (mut view, mut drains, mut facts) = (View::default(), Drains::default(), facts());
+    view.set("web", "10.0.0.4:80".parse().unwrap(), true);
+    assert!(drains.set("web", "10.0.0.5:80".parse().unwrap(), true));
+    let usable = |facts: &Facts, drains: &Drains| {
+        let service = service(&config, &config.services[0], facts, &view, drains);
+        service.groups[0]
+            .backends
+            .iter()
+            .map(Backend::usable)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(usable(&facts, &drains), [true, false, false, false, false]);
+    assert!(drains.set("web", "10.0.0.5:80".parse().unwrap(), false));
+    assert!(!drains.set("web", "10.0.0.5:80".parse().unwrap(), false));
+    assert_eq!(usable(&facts, &drains), [true, false, false, false, true]);
+    facts.apply(Update::Link(2, None));
+    assert_eq!(usable(&facts, &drains), [false; 5]);
+}
+
+#[test]
+fn an_address_of_this_host_is_no_vip() {
+    let services = r#"services:
+- name: web
+  frontends: ["198.51.100.1:80/tcp", "192.0.2.1:80/tcp", "192.0.2.1:22/tcp"]
+"#;
+    assert_eq!(
+        refused(services),
+        [
+            "5:38 services[0].frontends[1]: 192.0.2.1 is an address of this host",
+            "5:58 services[0].frontends[2]: 192.0.2.1 is an address of this host",
+        ]
+    );
+    assert_eq!(
+        refused(&format!("allowNodeAddresses: true\n{services}")),
+        [
+            "6:58 services[0].frontends[2]: port 22 of an address of this host keeps the host manageable"
+        ]
+    );
+    let desired = built(
+        "allowNodeAddresses: true\nservices: [{name: a, frontends: [\"192.0.2.1:80/tcp\", \"192.0.2.9:80/tcp\"]}]",
+    );
+    let owned: Vec<_> = desired.services["a"].groups[0]
+        .frontends
+        .iter()
+        .map(|frontend| frontend.owns_address)
+        .collect();
+    assert_eq!(
+        owned,
+        [false, true],
+        "the rest of the host's address passes"
+    );
+}
+
+#[test]
+fn nat_ports_that_the_host_takes_are_refused() {
+    let services = "services: [{name: a, frontends: [\"198.51.100.1:80/tcp\"], backends: [{address: 10.0.0.1}]}]\n";
+    let told = refused(&format!("nat: {{ports: 60000-65535}}\n{services}"));
+    assert_eq!(
+        told,
+        [
+            "3:14 nat.ports: this host may take port 60000 of 192.0.2.1 for its own connections (net.ipv4.ip_local_port_range)"
+        ]
+    );
+    // An address that sockets do not take by themselves may have any port.
+    let desired = built(&format!(
+        "nat: {{ports: 60000-65535, addresses: [192.0.2.2]}}\n{services}"
+    ));
+    let source = desired.services["a"].groups[0].backends[0].source;
+    assert_eq!(source, Some(ip("192.0.2.2")));
+    let told = refused(&format!(
+        "nat: {{addresses: [\"2001:db8::1\"]}}\n{services}"
+    ));
+    assert!(told[0].ends_with("no IPv4 address, and services in mode nat have IPv4 backends"));
+}
+
+#[test]
+fn limits_name_their_setting() {
+    let told = refused(
+        "limits: {frontends: 1, backends: 1}\nservices: [{name: a, frontends: [\"198.51.100.1:80/tcp\", \"198.51.100.1:81/tcp\"], backends: [{address: 10.0.0.1}]}]\n",
+    );
+    assert_eq!(
+        told,
+        [
+            "3:21 limits.frontends: 2 of 1 frontends",
+            "3:34 limits.backends: 2 of 1 backends"
+        ]
+    );
+}
+
+#[test]
+fn several_nat_addresses_are_shared_out() {
+    let addresses = [ip("192.0.2.2"), ip("192.0.2.3"), ip("2001:db8::2")];
+    let mut used = BTreeSet::new();
+    for last in 0..32u8 {
+        let source = group::nat_source(&addresses, IpAddr::from([10, 0, 0, last])).unwrap();
+        assert!(source.is_ipv4());
+        used.insert(source);
+    }
+    assert_eq!(used.len(), 2);
+    assert_eq!(group::nat_source(&addresses[2..], ip("10.0.0.1")), None);
+}
