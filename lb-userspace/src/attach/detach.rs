@@ -1,0 +1,77 @@
+//! Leaving the host as it was.
+
+use std::{collections::BTreeSet, path::Path};
+
+use super::{
+    AttachError, fit,
+    lock::Lock,
+    lock_file, netlink,
+    pins::{Home, Root},
+    run_folder, tc,
+};
+
+/// What was removed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Detached {
+    /// Interfaces that had a program of ours.
+    pub interfaces: BTreeSet<String>,
+    /// Whether maps and folders are gone, too.
+    pub all: bool,
+}
+
+/// Takes our programs off the given interfaces, or off all; with the last one go maps, folders and marks. Foreign
+/// programs, filters and pins stay. A running agent would put everything back, so there must be none.
+pub fn detach(
+    pin_root: &Path,
+    run_root: &Path,
+    interfaces: Option<&[String]>,
+) -> Result<Detached, AttachError> {
+    let missing = fit::missing_capabilities();
+    if !missing.is_empty() {
+        return Err(AttachError::NoPrivileges(missing));
+    }
+    let run_folder = run_folder(run_root, pin_root);
+    let lock = Lock::take(&lock_file(&run_folder))?;
+    let mut done = Detached::default();
+    let wanted = |name: &str| interfaces.is_none_or(|names| names.iter().any(|one| one == name));
+    for interface in netlink::interfaces().map_err(AttachError::system("interfaces"))? {
+        if wanted(&interface.name) && tc::detach_clsact(&run_folder, &interface)? {
+            done.interfaces.insert(interface.name);
+        }
+    }
+    let root = Root::existing(pin_root);
+    let mut left = 0;
+    if let Some(root) = &root {
+        for pin in root.links()? {
+            if !wanted(&pin.interface) {
+                left += usize::from(pin.home == Home::Xdp);
+            } else if pin.open()?.is_some() {
+                pin.remove()?;
+                done.interfaces.insert(pin.interface);
+            }
+        }
+    }
+    if left > 0 {
+        return Ok(done);
+    }
+    if let Some(root) = &root {
+        for generation in root.generations()? {
+            generation.remove()?;
+        }
+        root.remove_if_empty()
+            .map_err(AttachError::system(pin_root.display().to_string()))?;
+    }
+    lock.remove()
+        .and_then(|()| std::fs::remove_dir(&run_folder))
+        .map_err(AttachError::system(run_folder.display().to_string()))?;
+    // The folder of all pin folders' locks, unless another agent or the agent's socket is in it.
+    if run_root
+        .read_dir()
+        .is_ok_and(|mut entries| entries.next().is_none())
+    {
+        std::fs::remove_dir(run_root)
+            .map_err(AttachError::system(run_root.display().to_string()))?;
+    }
+    done.all = true;
+    Ok(done)
+}

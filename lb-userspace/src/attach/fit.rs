@@ -1,0 +1,83 @@
+//! Whether this machine and this process can do it at all.
+
+use aya::util::KernelVersion;
+use caps::{CapSet, Capability};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::AttachError;
+
+/// Oldest kernel whose features the packet path needs (design.md section 8).
+const OLDEST: (u8, u8) = (5, 10);
+
+/// `BPF_*` commands and attaching; `PERFMON` for what the verifier grants only with it.
+const NEEDED: [(Capability, &str); 3] = [
+    (Capability::CAP_BPF, "CAP_BPF"),
+    (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN"),
+    (Capability::CAP_PERFMON, "CAP_PERFMON"),
+];
+
+pub(super) fn check() -> Result<(), AttachError> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    if let Some(version) = version(&release)
+        && version < OLDEST
+    {
+        return Err(AttachError::KernelTooOld {
+            release: release.trim().to_owned(),
+            needed: OLDEST,
+        });
+    }
+    let missing = missing_capabilities();
+    if !missing.is_empty() {
+        return Err(AttachError::NoPrivileges(missing));
+    }
+    lift_memlock_limit();
+    Ok(())
+}
+
+/// `CAP_SYS_ADMIN` stands for BPF and PERFMON.
+pub(super) fn missing_capabilities() -> Vec<&'static str> {
+    let held = caps::read(None, CapSet::Effective).unwrap_or_default();
+    let admin = held.contains(&Capability::CAP_SYS_ADMIN);
+    NEEDED
+        .iter()
+        .filter(|(capability, _)| {
+            let covered = admin && *capability != Capability::CAP_NET_ADMIN;
+            !held.contains(capability) && !covered
+        })
+        .map(|(_, name)| *name)
+        .collect()
+}
+
+/// Major and minor number of a release such as `6.1.0-28-amd64`.
+fn version(release: &str) -> Option<(u8, u8)> {
+    let mut numbers = release.trim().split(['.', '-']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Below 5.11 maps count against the limit of locked memory, whose default holds none of ours.
+fn lift_memlock_limit() {
+    if KernelVersion::current().is_ok_and(|kernel| kernel >= KernelVersion::new(5, 11, 0)) {
+        return;
+    }
+    let none = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    if let Err(error) = setrlimit(Resource::Memlock, none) {
+        tracing::warn!(%error, "limit of locked memory stays; maps may not fit (CAP_SYS_RESOURCE lifts it)");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_read_as_numbers() {
+        assert_eq!(version("6.1.0-28-amd64\n"), Some((6, 1)));
+        assert_eq!(version("5.4.0"), Some((5, 4)));
+        assert_eq!(version("6.18-rc1"), Some((6, 18)));
+        assert_eq!(version(""), None);
+        assert!((5, 4) < OLDEST && (5, 10) >= OLDEST && (6, 1) >= OLDEST);
+    }
+}

@@ -1,0 +1,265 @@
+//! The pin folder: what is where, and what of it is ours.
+//!
+//! ```text
+//! ROOT/links/xdp-eth0      the link that keeps the XDP program on eth0
+//! ROOT/links/tc-eth0       the same for the tc program (TCX)
+//! ROOT/abi1-3/SERVICES …   the maps: ABI version, and a number that counts the sets of maps
+//! ```
+//! Links stand outside of the map folders: a link stays when its program goes over to another set of maps, even one of
+//! another ABI.
+
+use std::{
+    fs, io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::statfs,
+    mount::{MountFlags, mount},
+};
+
+use super::{
+    AttachError, layout,
+    link::{self, PinKind},
+};
+
+/// `BPF_FS_MAGIC`
+const BPFFS: u64 = 0xcafe_4a11;
+/// Where BPF filesystems are by custom.
+const CUSTOMARY: &str = "/sys/fs/bpf";
+
+/// The pin folder.
+#[derive(Clone, Debug)]
+pub(super) struct Root(PathBuf);
+
+/// A set of maps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Generation {
+    pub(super) abi: u32,
+    pub(super) number: u32,
+    pub(super) folder: PathBuf,
+}
+
+/// Where a program sits on an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Home {
+    Xdp,
+    Tc,
+}
+
+/// A pinned link.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct LinkPin {
+    pub(super) home: Home,
+    pub(super) interface: String,
+    pub(super) path: PathBuf,
+}
+
+impl Root {
+    /// Makes the folder, and mounts a BPF filesystem if there is none where one belongs.
+    pub(super) fn prepare(path: &Path) -> Result<Self, AttachError> {
+        if path.starts_with(CUSTOMARY) && !is_bpffs(Path::new(CUSTOMARY)) {
+            mount("bpf", CUSTOMARY, "bpf", MountFlags::empty(), None)
+                .map_err(|_| AttachError::NoBpffs(path.to_owned()))?;
+        }
+        let root = Self(path.to_owned());
+        // Asked before anything is made: on another filesystem nothing must be left behind.
+        let existing = path.ancestors().find(|ancestor| ancestor.exists());
+        if !existing.is_some_and(is_bpffs) {
+            return Err(AttachError::NoBpffs(path.to_owned()));
+        }
+        fs::create_dir_all(root.links_folder()).map_err(AttachError::system(
+            root.links_folder().display().to_string(),
+        ))?;
+        Ok(root)
+    }
+
+    /// The folder if it is there.
+    pub(super) fn existing(path: &Path) -> Option<Self> {
+        path.is_dir().then(|| Self(path.to_owned()))
+    }
+
+    fn links_folder(&self) -> PathBuf {
+        self.0.join("links")
+    }
+
+    pub(super) fn link(&self, home: Home, interface: &str) -> LinkPin {
+        let name = format!("{}-{}", home.prefix(), encode(interface));
+        LinkPin {
+            home,
+            interface: interface.to_owned(),
+            path: self.links_folder().join(name),
+        }
+    }
+
+    /// All pinned links, sorted by path.
+    pub(super) fn links(&self) -> Result<Vec<LinkPin>, AttachError> {
+        let mut links: Vec<LinkPin> = names(&self.links_folder())?
+            .iter()
+            .filter_map(|name| {
+                let (home, interface) = name.split_once('-')?;
+                let home = [Home::Xdp, Home::Tc]
+                    .into_iter()
+                    .find(|known| known.prefix() == home)?;
+                Some(self.link(home, &decode(interface)))
+            })
+            .collect();
+        links.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(links)
+    }
+
+    /// All sets of maps, the newest last.
+    pub(super) fn generations(&self) -> Result<Vec<Generation>, AttachError> {
+        let mut generations: Vec<Generation> = names(&self.0)?
+            .iter()
+            .filter_map(|name| {
+                let (abi, number) = name.strip_prefix("abi")?.split_once('-')?;
+                Some(self.generation(abi.parse().ok()?, number.parse().ok()?))
+            })
+            .collect();
+        generations.sort_by_key(|generation| generation.number);
+        Ok(generations)
+    }
+
+    pub(super) fn generation(&self, abi: u32, number: u32) -> Generation {
+        Generation {
+            abi,
+            number,
+            folder: self.0.join(format!("abi{abi}-{number}")),
+        }
+    }
+
+    /// Takes the folder itself away when nothing is left in it.
+    pub(super) fn remove_if_empty(&self) -> io::Result<()> {
+        for folder in [self.links_folder(), self.0.clone()] {
+            match fs::remove_dir(&folder) {
+                Err(error)
+                    if !matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+                    ) =>
+                {
+                    return Err(error);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Generation {
+    /// Ids of its maps; an error if something in the folder is not ours.
+    pub(super) fn map_ids(&self) -> Result<Vec<u32>, AttachError> {
+        let mut ids = Vec::new();
+        for name in names(&self.folder)? {
+            if let Some(info) = layout::own_map(&self.folder.join(name))? {
+                ids.push(info.id());
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Unpins all maps. The kernel frees them when no program uses them any more.
+    pub(super) fn remove(&self) -> Result<(), AttachError> {
+        // Nothing is removed before everything was looked at.
+        self.map_ids()?;
+        for name in names(&self.folder)? {
+            let path = self.folder.join(name);
+            fs::remove_file(&path).map_err(AttachError::system(path.display().to_string()))?;
+        }
+        fs::remove_dir(&self.folder).map_err(AttachError::system(self.folder.display().to_string()))
+    }
+}
+
+impl LinkPin {
+    /// The link and what it holds; `None` if there is no pin. Something else under this name is an error.
+    pub(super) fn open(&self) -> Result<Option<(link::Pinned, link::Info)>, AttachError> {
+        let foreign = |what: &str| AttachError::ForeignPin {
+            path: self.path.clone(),
+            what: what.to_owned(),
+        };
+        let pinned = match link::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(foreign(&error.to_string())),
+            Ok(pinned) => pinned,
+        };
+        if pinned.kind != PinKind::Link {
+            return Err(foreign("a BPF object, but no link"));
+        }
+        let info = link::info(pinned.fd.as_fd())
+            .map_err(AttachError::system(self.path.display().to_string()))?;
+        let wanted = match self.home {
+            Home::Xdp => link::Info::XDP,
+            Home::Tc => link::Info::TCX,
+        };
+        if info.kind != wanted {
+            return Err(foreign("a link of another type"));
+        }
+        Ok(Some((pinned, info)))
+    }
+
+    /// Removes the pin. With no other holder the link ends, and the program leaves the interface.
+    pub(super) fn remove(&self) -> Result<(), AttachError> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(AttachError::system(self.path.display().to_string())(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Home {
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Tc => "tc",
+        }
+    }
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|fs| fs.f_type as u64 & 0xffff_ffff == BPFFS)
+}
+
+/// Names in a folder; none if the folder is not there.
+fn names(folder: &Path) -> Result<Vec<String>, AttachError> {
+    let failed = || AttachError::system(folder.display().to_string());
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed())?,
+    };
+    entries
+        .map(|entry| {
+            Ok(entry
+                .map_err(failed())?
+                .file_name()
+                .to_string_lossy()
+                .into_owned())
+        })
+        .collect()
+}
+
+/// bpffs takes no dots in names, which VLAN interfaces have.
+fn encode(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2e")
+}
+
+fn decode(name: &str) -> String {
+    name.replace("%2e", ".").replace("%25", "%")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interface_names_survive_the_way_into_a_file_name() {
+        for name in ["eth0", "eth0.100", "a%2eb", "%25", "br-lan", "x.%y"] {
+            assert!(!encode(name).contains('.'));
+            assert_eq!(decode(&encode(name)), name);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The XDP program on an interface: attached once, replaced in one step, never in a stranger's place.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use aya_obj::generated::bpf_attach_type;
+
+use super::{
+    AttachError, How, Mode, Program, link,
+    netlink::{self, Interface},
+    pins::{Home, Root},
+    program_named,
+};
+
+/// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`
+const GENERIC: u32 = 1 << 1;
+const NATIVE: u32 = 1 << 2;
+
+/// The name that the kernel knows our program by.
+pub(super) const NAME: &str = "millrace_xdp";
+
+/// Puts `program` on the interface.
+pub(super) fn attach(
+    root: &Root,
+    interface: &Interface,
+    mode: Mode,
+    program: BorrowedFd<'_>,
+) -> Result<How, AttachError> {
+    let pin = root.link(Home::Xdp, &interface.name);
+    let mut before = None;
+    if let Some((pinned, info)) = pin.open()? {
+        let now = interface.xdp.map(|xdp| Mode::of(xdp.generic));
+        if info.ifindex == interface.index && now == Some(mode) {
+            link::replace(pinned.fd.as_fd(), program).map_err(AttachError::system(format!(
+                "replace on {}",
+                interface.name
+            )))?;
+            return Ok(How::Replaced);
+        }
+        // The interface was made anew, or the mode changes, which no link can: the old link goes first.
+        pin.remove()?;
+        before = now.filter(|_| info.ifindex == interface.index);
+    } else if let Some(xdp) = interface.xdp {
+        return Err(stranger(interface, xdp.program));
+    }
+    match attach_new(interface, mode, program) {
+        Ok(new) => {
+            link::pin(new.as_fd(), &pin.path)
+                .map_err(AttachError::system(pin.path.display().to_string()))?;
+            Ok(How::Attached)
+        }
+        Err(error) => {
+            // Better the old mode than none.
+            if let Some(old) = before
+                && let Ok(new) = attach_new(interface, old, program)
+                && let Err(error) = link::pin(new.as_fd(), &pin.path)
+            {
+                tracing::warn!(interface = interface.name, %error, "the old XDP mode could not be kept");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn attach_new(
+    interface: &Interface,
+    mode: Mode,
+    program: BorrowedFd<'_>,
+) -> Result<std::os::fd::OwnedFd, AttachError> {
+    const ENOTSUPP: i32 = 524;
+    let flags = match mode {
+        Mode::Native => NATIVE,
+        Mode::Generic => GENERIC,
+    };
+    let error = match link::create(program, interface.index, bpf_attach_type::BPF_XDP, flags) {
+        Ok(link) => return Ok(link),
+        Err(error) => error,
+    };
+    let unfit = |what: String, fix| AttachError::Unfit {
+        interface: interface.name.clone(),
+        what,
+        fix,
+    };
+    Err(match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | ENOTSUPP) => unfit(
+            "its driver has no native XDP".into(),
+            "set `xdp.mode: generic` (slower), or use another interface",
+        ),
+        Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) if mode == Mode::Native => unfit(
+            format!(
+                "its driver refuses native XDP as it is set now (MTU {})",
+                interface.mtu
+            ),
+            "lower its MTU below the driver's XDP limit, switch LRO off (`ethtool -K IF lro off`), see `dmesg`; or \
+             set `xdp.mode: generic`",
+        ),
+        Some(libc::EBUSY | libc::EEXIST) => {
+            // Someone was faster.
+            let now = netlink::interface(&interface.name).ok().flatten();
+            let program = now.and_then(|now| now.xdp).map_or(0, |xdp| xdp.program);
+            stranger(interface, program)
+        }
+        Some(libc::ENODEV) => AttachError::NoInterface(interface.name.clone()),
+        _ => AttachError::system(format!("attach XDP to {}", interface.name))(error),
+    })
+}
+
+fn stranger(interface: &Interface, program: u32) -> AttachError {
+    let program: Program = program_named(program);
+    if program.name == NAME {
+        return AttachError::SecondAgent {
+            interface: interface.name.clone(),
+            program,
+        };
+    }
+    AttachError::ForeignProgram {
+        interface: interface.name.clone(),
+        program,
+        removal: format!("ip link set dev {} xdp off", interface.name),
+    }
+}
