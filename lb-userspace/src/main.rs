@@ -12,7 +12,9 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprintln!("error: {failure:?}");
+            for line in format!("{failure:?}").lines() {
+                eprintln!("error: {line}");
+            }
             failure.exit.into()
         }
     }

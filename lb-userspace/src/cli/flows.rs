@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
 }
 
 fn draw(flows: &Flows) -> String {
-    let mut text = table(
+    let text = table(
         [
             "PROTO", "CLIENT", "FRONTEND", "BACKEND", "NAT", "STATE", "IDLE",
         ],
@@ -53,7 +53,7 @@ fn draw(flows: &Flows) -> String {
         }),
     );
     if flows.more > 0 {
-        text += &format!("\n… and {} more: see --limit", flows.more);
+        return format!("{text}\n… and {} more: see --limit", flows.more);
     }
     text
 }

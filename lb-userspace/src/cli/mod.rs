@@ -6,6 +6,7 @@ mod client;
 mod completions;
 mod drain;
 pub mod exit;
+mod explain;
 mod flows;
 mod run;
 mod services;
@@ -71,6 +72,8 @@ enum Verb {
     Undrain(drain::Args),
     /// Let everything pass to the kernel's stack, or take over again
     Bypass(bypass::Args),
+    /// Say what would become of a packet, and why; nothing changes
+    Explain(explain::Args),
     /// Print completions for a shell
     Completions(completions::Args),
 }
@@ -88,6 +91,7 @@ impl Cli {
             Verb::Drain(args) => drain::run(args, true, global),
             Verb::Undrain(args) => drain::run(args, false, global),
             Verb::Bypass(args) => bypass::run(args, global),
+            Verb::Explain(args) => explain::run(args, global),
             Verb::Completions(args) => completions::run(args),
         }
     }

@@ -9,16 +9,23 @@ use std::{
 
 use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
-use tokio::{sync::oneshot, task, time};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task, time,
+};
 
 use super::{
+    explain::{Explainer, Unexplained},
     http::{Answer, Call, Handler, json, refusal},
     join, query,
     rates::Rates,
     read::Maps,
     view,
 };
-use crate::state::{Command, Handle, Refused, Request, Service, State};
+use crate::{
+    net::{self, Facts, Source, SourceError},
+    state::{Command, Handle, Refused, Request, Service, State},
+};
 
 /// For the agent's loop to do as told; it may be waiting for the kernel.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
@@ -68,9 +75,10 @@ impl Api {
                 let view::Bypass { on } = body(call)?;
                 self.command(Command::Bypass { on }).await
             }
+            ("/v1/explain", true) => self.explain(body(call)?).await,
             (
                 "/v1/state" | "/v1/status" | "/v1/services" | "/v1/backends" | "/v1/flows"
-                | "/v1/drain" | "/v1/bypass",
+                | "/v1/drain" | "/v1/bypass" | "/v1/explain",
                 _,
             ) => Err((
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -152,6 +160,23 @@ impl Api {
         Ok(json(&blocking(move || maps.flows(to, from, limit)).await?))
     }
 
+    async fn explain(&self, question: view::Question) -> Result<Answer, Refusal> {
+        let facts = net_facts().await.map_err(|error| {
+            let why = error.to_string();
+            (StatusCode::INTERNAL_SERVER_ERROR, why)
+        })?;
+        let (state, maps) = (self.state(), Arc::clone(&self.maps));
+        let explained = blocking(move || {
+            let explainer = Explainer::open(maps.folder(), facts).map_err(io::Error::other)?;
+            Ok(explainer.explain(&question, &state))
+        });
+        match explained.await? {
+            Ok(explanation) => Ok(json(&explanation)),
+            Err(Unexplained::Maps(error)) => Err(broken(&error)),
+            Err(unexplained) => Err((StatusCode::BAD_REQUEST, unexplained.to_string())),
+        }
+    }
+
     async fn command(&self, command: Command) -> Result<Answer, Refusal> {
         let gone = || {
             let why = "the agent is stopping".to_owned();
@@ -190,6 +215,24 @@ impl Api {
 fn body<T: DeserializeOwned>(call: &Call) -> Result<T, Refusal> {
     serde_json::from_slice(&call.body)
         .map_err(|error| (StatusCode::BAD_REQUEST, format!("body: {error}")))
+}
+
+/// The network as it is now.
+async fn net_facts() -> Result<Facts, SourceError> {
+    let (updates, mut first) = mpsc::channel(1);
+    tokio::select! {
+        ended = Source::open(net::xdp_send)?.run(updates) => {
+            ended?;
+            Err(SourceError::Closed)
+        }
+        batch = first.recv() => {
+            let mut facts = Facts::default();
+            for update in batch.unwrap_or_default() {
+                facts.apply(update);
+            }
+            Ok(facts)
+        }
+    }
 }
 
 /// Reads of many map entries, off the threads that serve.

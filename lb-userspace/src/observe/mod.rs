@@ -3,6 +3,7 @@
 
 mod api;
 mod clock;
+pub mod explain;
 mod http;
 mod join;
 mod metrics;

@@ -43,6 +43,10 @@ impl Maps {
         })
     }
 
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// How full the maps are: those the agent writes by its own books, those of the program by counting.
     pub(super) fn usage(&self, state: &State) -> io::Result<Vec<view::Map>> {
         let counted = usage(&self.folder)?;

@@ -1,0 +1,279 @@
+//! Steps of the pipeline as people read them.
+
+use std::{fmt::Write as _, net::SocketAddr};
+
+use lb_common::{
+    abi::{Mode, NO_OWNER, OWNERS, Reason, owner},
+    pipeline::{Step, Verdict},
+};
+
+use super::Decision;
+use crate::{
+    net::Facts,
+    observe::{
+        join,
+        view::{self, Explanation, Outcome},
+    },
+    state::{Backend, BackendState, Frontend, Service, State},
+};
+
+/// `sendable`: a redirect's device takes packets from XDP.
+pub(super) fn explanation(
+    decision: &Decision,
+    sendable: bool,
+    state: &State,
+    facts: &Facts,
+) -> Explanation {
+    let names = Names { state, facts };
+    let mut steps = Vec::new();
+    let (mut service, mut backend) = (None, None);
+    for (at, step) in decision.steps.iter().enumerate() {
+        match *step {
+            Step::Frontend { id, .. } => {
+                service = names.frontend(id).map(|(service, _)| service.name.clone());
+            }
+            Step::Backend { id, .. } => {
+                backend = names.backend(id).map(|backend| backend.address);
+            }
+            _ => {}
+        }
+        steps.extend(names.rows(*step));
+        let restricted = matches!(decision.steps.get(at + 1), Some(Step::Source { .. }));
+        if matches!(step, Step::Frontend { .. }) && !restricted {
+            steps.push(row("source", "allowed", "no ranges"));
+        }
+    }
+    let reason = decision.steps.iter().rev().find_map(|step| match step {
+        Step::End(reason) => Some(*reason),
+        _ => None,
+    });
+    let (outcome, verdict, why) = names.verdict(decision, reason, sendable);
+    steps.push(row("VERDICT", verdict, why));
+    let leaves = !matches!(outcome, Outcome::Dropped);
+    Explanation {
+        steps,
+        outcome,
+        service,
+        backend,
+        frame: leaves.then(|| hex(&decision.frame)),
+    }
+}
+
+fn row(step: &str, result: impl Into<String>, why: impl Into<String>) -> view::Step {
+    view::Step {
+        step: step.to_owned(),
+        result: result.into(),
+        why: why.into(),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        if write!(text, "{byte:02x}").is_err() {
+            unreachable!("writing to a string");
+        }
+        text
+    })
+}
+
+/// Whom ids belong to.
+struct Names<'a> {
+    state: &'a State,
+    facts: &'a Facts,
+}
+
+impl Names<'_> {
+    fn frontend(&self, id: u32) -> Option<(&Service, &Frontend)> {
+        self.state.services.values().find_map(|service| {
+            let frontend = service
+                .frontends
+                .iter()
+                .find(|frontend| frontend.id == id)?;
+            Some((service.as_ref(), frontend))
+        })
+    }
+
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        let mut backends = self
+            .state
+            .services
+            .values()
+            .flat_map(|service| &service.backends);
+        backends.find(|backend| backend.id == id)
+    }
+
+    fn interface(&self, index: u32) -> String {
+        match self.facts.links.get(&index) {
+            Some(link) => link.name.clone(),
+            None => format!("interface {index}"),
+        }
+    }
+
+    fn rows(&self, step: Step) -> Vec<view::Step> {
+        match step {
+            Step::Frontend { id, .. } => vec![match self.frontend(id) {
+                Some((service, frontend)) => row("frontend", &service.name, join::name(frontend)),
+                None => row("frontend", format!("id {id}"), "the agent does not know it"),
+            }],
+            Step::Source { allowed: true } => {
+                vec![row("source", "allowed", "in sourceRanges")]
+            }
+            Step::Source { allowed: false } => {
+                vec![row("source", "denied", "not in sourceRanges")]
+            }
+            Step::Flow { known: true } => vec![row("flow", "hit", "known flow")],
+            Step::Flow { known: false } => vec![row("flow", "miss", "new flow")],
+            Step::Slot {
+                index,
+                log2,
+                generation,
+                hash,
+            } => {
+                let why = if log2 == 0 {
+                    "one slot needs no hash".to_owned()
+                } else {
+                    format!("hash {hash:016x}")
+                };
+                let size = 1u32 << log2;
+                vec![row("slot", format!("{index}/{size} gen {generation}"), why)]
+            }
+            Step::Owner { ordinal, chain } => {
+                let chain: Vec<_> = (0..OWNERS as u32)
+                    .map(|at| match owner(chain, at) {
+                        NO_OWNER => "-".to_owned(),
+                        ordinal => ordinal.to_string(),
+                    })
+                    .collect();
+                let why = format!("chain {}", chain.join(" "));
+                vec![row("owner", format!("ord {ordinal}"), why)]
+            }
+            Step::Backend { id, mode } => self.backend_rows(id, mode),
+            Step::Rewrite {
+                source,
+                source_port,
+                destination,
+                destination_port,
+            } => {
+                let (from, to) = (source.to_ip(), destination.to_ip());
+                let (from_port, to_port) = (source_port.to_host(), destination_port.to_host());
+                vec![if (from_port, to_port) == (0, 0) {
+                    row("rewrite", format!("{from} > {to}"), "outer header")
+                } else {
+                    let from = SocketAddr::new(from, from_port);
+                    let to = SocketAddr::new(to, to_port);
+                    row("rewrite", format!("{from} > {to}"), "addresses and ports")
+                }]
+            }
+            Step::NextHop { ifindex, mac } => {
+                let name = self.interface(ifindex);
+                vec![match mac {
+                    Some(mac) => row(
+                        "next hop",
+                        format!("{name} {}", mac_text(mac)),
+                        "neighbour known",
+                    ),
+                    None => row("next hop", name, "the kernel resolves the neighbour"),
+                }]
+            }
+            Step::End(Reason::HandedUp) => {
+                vec![row("XDP", "handed up", why(Reason::HandedUp))]
+            }
+            Step::End(_) => vec![],
+        }
+    }
+
+    fn backend_rows(&self, id: u32, mode: u8) -> Vec<view::Step> {
+        let backend = match self.backend(id) {
+            Some(backend) => row(
+                "backend",
+                backend.address.to_string(),
+                match backend.state {
+                    BackendState::Ready => "ready",
+                    BackendState::Drain => "drains; this flow stays",
+                    BackendState::Down => "down; this flow stays",
+                },
+            ),
+            None => row("backend", format!("id {id}"), "the agent does not know it"),
+        };
+        let (mode, why) = match mode {
+            mode if mode == Mode::Nat as u8 => (Mode::Nat.name(), "replies come back here"),
+            mode if mode == Mode::Ipip as u8 => (Mode::Ipip.name(), "replies go direct"),
+            mode if mode == Mode::L2 as u8 => (Mode::L2.name(), "replies go direct"),
+            _ => ("?", "not a mode of this version"),
+        };
+        vec![backend, row("mode", mode, why)]
+    }
+
+    fn verdict(
+        &self,
+        decision: &Decision,
+        reason: Option<Reason>,
+        sendable: bool,
+    ) -> (Outcome, String, String) {
+        let unchanged = "nothing changed".to_owned();
+        let because = |reason: Reason| format!("{}: {}", reason.name(), why(reason));
+        let ingress = decision.ingress;
+        match decision.verdict {
+            Verdict::NotOurs if self.state.bypass => {
+                (Outcome::Passed, "PASS".into(), "bypass is on".into())
+            }
+            Verdict::NotOurs => (
+                Outcome::Passed,
+                "PASS".into(),
+                "not ours: no VIP, no reply to a flow".into(),
+            ),
+            Verdict::Pass(reason) => (Outcome::Passed, "PASS".into(), because(reason)),
+            Verdict::Drop(reason) => (Outcome::Dropped, "DROP".into(), because(reason)),
+            Verdict::Transmit => match reason.filter(|reason| reason.kind() == "answered") {
+                Some(reason) => (Outcome::Answered, "ANSWER".into(), because(reason)),
+                None => (
+                    Outcome::Forwarded,
+                    format!("TX {}", self.interface(ingress)),
+                    unchanged,
+                ),
+            },
+            Verdict::Redirect { ifindex } if !sendable => (
+                Outcome::Dropped,
+                "DROP".into(),
+                format!("XDP may not send on {}", self.interface(ifindex)),
+            ),
+            Verdict::Redirect { ifindex } => {
+                let verdict = format!("REDIRECT {}", self.interface(ifindex));
+                (Outcome::Forwarded, verdict, unchanged)
+            }
+            Verdict::Neighbour { ifindex } => {
+                let verdict = format!("REDIRECT {} by tc", self.interface(ifindex));
+                (Outcome::Forwarded, verdict, unchanged)
+            }
+        }
+    }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// What a reason means, for people.
+const fn why(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Fragment => "a fragment",
+        Reason::Icmp => "ICMP to a VIP",
+        Reason::Protocol => "neither TCP nor UDP",
+        Reason::TooBig => "does not fit the MTU with another header",
+        Reason::NoFlow => "no flow has this tuple",
+        Reason::HandedUp => "neighbour unknown, or XDP cannot send there; the tc program goes on",
+        Reason::TooDeep => "options or extension headers beyond what is read",
+        Reason::UnknownPort => "the VIP has no frontend on this port",
+        Reason::NoBackend => "the service has no usable backend",
+        Reason::Malformed => "lengths contradict each other",
+        Reason::SourceDenied => "the client is in none of the service's sourceRanges",
+        Reason::TtlExpired => "TTL or hop limit is used up",
+        Reason::PortsExhausted => "no nat port is free: widen nat.ports or add nat.addresses",
+        Reason::FlowTableFull => "the flow table is full: raise limits.flows",
+        Reason::NoRoute => "no route to the backend",
+        Reason::RejectLimited => "more answers than the budget allows",
+        Reason::NoHeadroom => "the driver leaves no room for another header",
+        Reason::Inconsistent => "map contents contradict each other: restart the agent",
+        Reason::NotAnswered => "unknown port, and nothing is owed",
+    }
+}
