@@ -18,8 +18,8 @@ use lb_tests::{
 };
 use lb_userspace::{
     attach::{self, AttachError, How, Installation, Kind, Mode, Options, TcChoice},
-    dataplane::{Dataplane as _, MapSizes},
-    plan::op::Op,
+    dataplane::Dataplane as _,
+    plan::{Limits, Op},
 };
 
 /// A namespace with a pair of devices, `eth0` being the one to attach to, and folders to install in.
@@ -31,7 +31,11 @@ struct Place {
 }
 
 /// Small maps load faster, and many sets of them fit beside each other.
-const SMALL: MapSizes = MapSizes::of_limits(64, 256, 4096);
+const SMALL: Limits = Limits {
+    frontends: 64,
+    backends: 256,
+    flows: 4096,
+};
 
 impl Place {
     fn make() -> Result<Self> {
@@ -47,7 +51,7 @@ impl Place {
         let options = Options {
             pin_root: PathBuf::from("/sys/fs/bpf").join(unique_name("pins")),
             run_folder: run.path().to_owned(),
-            sizes: SMALL,
+            limits: SMALL,
             ..Options::default()
         };
         Ok(Self {

@@ -50,7 +50,7 @@ impl Installation {
         let run_folder = run_folder(&options.run_folder, &options.pin_root);
         let lock = Lock::take(&lock_file(&run_folder))?;
         let root = Root::prepare(&options.pin_root)?;
-        let layouts = layout::expected(object::bytes(), &options.sizes)?;
+        let layouts = layout::expected(object::bytes(), &options.limits)?;
         let Choice {
             generation,
             fresh,

@@ -13,7 +13,7 @@ use super::{
     AttachError,
     link::{self, PinKind},
 };
-use crate::dataplane::MapSizes;
+use crate::plan::Limits;
 
 /// A map as it is to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,12 +41,12 @@ const ADDED_BY_KERNEL: u32 = 1 << 7;
 const PRIVATE: &str = "SCRATCH";
 
 /// The maps that are shared by all builds of an ABI. Constants (`.rodata`) and the log belong to one build.
-pub(super) fn expected(object: &[u8], sizes: &MapSizes) -> Result<Vec<Layout>, AttachError> {
+pub(super) fn expected(object: &[u8], limits: &Limits) -> Result<Vec<Layout>, AttachError> {
     let object = Object::parse(object).map_err(|error| AttachError::Load {
         program: "object".into(),
         source: Box::new(error),
     })?;
-    let sizes = sizes.entries();
+    let sizes = limits.map_sizes();
     let mut layouts: Vec<Layout> = object
         .maps
         .iter()

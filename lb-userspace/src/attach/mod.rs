@@ -35,7 +35,7 @@ pub use self::{
     send::xdp_send,
     tc::TcChoice,
 };
-use crate::dataplane::MapSizes;
+use crate::plan::Limits;
 
 /// Where pins are when nothing else is said.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/millrace";
@@ -49,7 +49,8 @@ pub struct Options {
     pub pin_root: PathBuf,
     /// Folder of locks and marks; gone after a reboot, as all that is attached is.
     pub run_folder: PathBuf,
-    pub sizes: MapSizes,
+    /// What the maps are sized for.
+    pub limits: Limits,
     /// aya-log's level of the packet path, 1 (error) to 5 (trace); 0: off, and free.
     pub log_level: u8,
     pub tc: TcChoice,
@@ -60,7 +61,7 @@ impl Default for Options {
         Self {
             pin_root: DEFAULT_PIN_ROOT.into(),
             run_folder: DEFAULT_RUN_FOLDER.into(),
-            sizes: MapSizes::default(),
+            limits: Limits::default(),
             log_level: 0,
             tc: TcChoice::Best,
         }

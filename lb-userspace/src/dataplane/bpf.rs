@@ -17,50 +17,50 @@ use lb_common::{
 };
 
 use super::{
-    ApplyError, Cause, Dataplane, OpenError,
+    ApplyError, Cause, Dataplane, DumpError, OpenError,
     error::{describe, fix},
     grace, open,
     per_cpu::PerCpu,
     window::{Fault, Words},
 };
-use crate::plan::op::Op;
+use crate::plan::{Dump, Op};
 
 /// `BPF_NOEXIST`
 const NEW_ONLY: u64 = 1;
 /// Bits of the service index in front of the client's address in a source range.
-const SERVICE_BITS: u32 = 32;
+pub(super) const SERVICE_BITS: u32 = 32;
 
 /// The maps of one pin folder.
 pub struct Bpf {
-    settings: Words,
-    addresses: Words,
-    services: Words,
-    slots: Words,
-    members: Words,
-    backends: Words,
-    next_hops: Words,
-    frontends4: Entries<FrontendKey<V4>>,
-    frontends6: Entries<FrontendKey<V6>>,
-    sources4: Sources<SourceKey<V4>>,
-    sources6: Sources<SourceKey<V6>>,
-    devices: DevMapHash<MapData>,
+    pub(super) settings: Words,
+    pub(super) addresses: Words,
+    pub(super) services: Words,
+    pub(super) slots: Words,
+    pub(super) members: Words,
+    pub(super) backends: Words,
+    pub(super) next_hops: Words,
+    pub(super) frontends4: Entries<FrontendKey<V4>>,
+    pub(super) frontends6: Entries<FrontendKey<V6>>,
+    pub(super) sources4: Sources<SourceKey<V4>>,
+    pub(super) sources6: Sources<SourceKey<V6>>,
+    pub(super) devices: DevMapHash<MapData>,
     frontend_stats: PerCpu<4>,
     backend_stats: PerCpu<2>,
     reasons: PerCpu<1>,
 }
 
 /// A hash map of immutable entries.
-struct Entries<K: Pod> {
-    name: &'static str,
+pub(super) struct Entries<K: Pod> {
+    pub(super) name: &'static str,
     max: u32,
-    map: HashMap<MapData, K, Frontend>,
+    pub(super) map: HashMap<MapData, K, Frontend>,
 }
 
 /// A trie whose values mean nothing.
-struct Sources<K: Pod> {
-    name: &'static str,
+pub(super) struct Sources<K: Pod> {
+    pub(super) name: &'static str,
     max: u32,
-    map: LpmTrie<MapData, K, u32>,
+    pub(super) map: LpmTrie<MapData, K, u32>,
 }
 
 impl Bpf {
@@ -167,6 +167,10 @@ impl Dataplane for Bpf {
             })?;
         }
         Ok(())
+    }
+
+    fn dump(&mut self) -> Result<Dump, DumpError> {
+        self.read_all()
     }
 }
 

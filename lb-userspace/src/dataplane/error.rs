@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::plan::op::Op;
+use crate::plan::Op;
 
 /// The op that failed, and why. Ops before it are applied, it and those after it are not.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,14 @@ pub enum Cause {
     Grace(io::Error),
     #[error("fault on purpose")]
     OnPurpose,
+}
+
+/// A map that cannot be read back.
+#[derive(Debug, thiserror::Error)]
+#[error("map {map}: {source}")]
+pub struct DumpError {
+    pub map: &'static str,
+    pub source: io::Error,
 }
 
 /// The setting that raises the size of a map.

@@ -8,22 +8,26 @@ use std::{
 
 use lb_common::{
     abi::{
-        Backend, FILTER_WORDS, Frontend, FrontendKey, NextHop, Reason, Service, Settings, SourceKey,
+        Backend, FILTER_WORDS, Frontend, FrontendKey, NextHop, Reason, Region, Service, Settings,
+        SourceKey,
     },
-    bytes::Address,
+    bytes::{Address, Be16, V4, V6},
 };
 
 use super::{
-    ApplyError, Cause, Dataplane, MapSizes,
+    ApplyError, Cause, Dataplane, DumpError,
     error::{describe, fix},
 };
-use crate::plan::op::Op;
+use crate::plan::{
+    Dump, DumpedService, Limits, Op,
+    limits::{NEXT_HOPS, SOURCES},
+};
 
 /// Map contents. What was never written, and what was zeroed, is absent. `Display` gives one line an entry, sorted, for
 /// golden tests; equality compares contents and sizes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Fake {
-    pub sizes: MapSizes,
+    pub limits: Limits,
     pub settings: Settings,
     pub addresses: BTreeMap<u32, u64>,
     pub services: BTreeMap<u32, Service>,
@@ -56,15 +60,15 @@ pub struct SourceName {
 }
 
 impl Fake {
-    pub fn new(sizes: MapSizes) -> Self {
+    pub fn new(limits: Limits) -> Self {
         Self {
-            sizes,
+            limits,
             ..Self::default()
         }
     }
 
     fn one(&mut self, op: &Op) -> Result<(), Cause> {
-        let sizes = self.sizes;
+        let limits = self.limits;
         match op {
             Op::Settings(value) => self.settings = *value,
             Op::Address { index, word } => {
@@ -77,7 +81,13 @@ impl Fake {
                 )?;
             }
             Op::Backend { id, value } => {
-                put(&mut self.backends, "BACKENDS", sizes.backends, *id, *value)?;
+                put(
+                    &mut self.backends,
+                    "BACKENDS",
+                    limits.backend_ids(),
+                    *id,
+                    *value,
+                )?;
             }
             Op::BackendLink {
                 id,
@@ -86,43 +96,37 @@ impl Fake {
             } => {
                 let mut value = self.backends.get(id).copied().unwrap_or_default();
                 (value.next_hop, value.state) = (*next_hop, *state);
-                put(&mut self.backends, "BACKENDS", sizes.backends, *id, value)?;
-            }
-            Op::NextHop { id, value } => {
                 put(
-                    &mut self.next_hops,
-                    "NEXT_HOPS",
-                    sizes.next_hops,
-                    *id,
-                    *value,
-                )?;
-            }
-            Op::Neighbour { id, destination } => {
-                let mut value = self.next_hops.get(id).copied().unwrap_or_default();
-                value.destination = *destination;
-                put(
-                    &mut self.next_hops,
-                    "NEXT_HOPS",
-                    sizes.next_hops,
+                    &mut self.backends,
+                    "BACKENDS",
+                    limits.backend_ids(),
                     *id,
                     value,
                 )?;
             }
+            Op::NextHop { id, value } => {
+                put(&mut self.next_hops, "NEXT_HOPS", NEXT_HOPS, *id, *value)?;
+            }
+            Op::Neighbour { id, destination } => {
+                let mut value = self.next_hops.get(id).copied().unwrap_or_default();
+                value.destination = *destination;
+                put(&mut self.next_hops, "NEXT_HOPS", NEXT_HOPS, *id, value)?;
+            }
             Op::Slots { base, slots } => {
                 for (index, word) in (*base..).zip(slots) {
-                    put(&mut self.slots, "SLOTS", sizes.slots, index, *word)?;
+                    put(&mut self.slots, "SLOTS", limits.slots(), index, *word)?;
                 }
             }
             Op::Members { base, members } => {
                 for (index, word) in (*base..).zip(members) {
-                    put(&mut self.members, "MEMBERS", sizes.members, index, *word)?;
+                    put(&mut self.members, "MEMBERS", limits.members(), index, *word)?;
                 }
             }
             Op::Service { index, value } => {
                 put(
                     &mut self.services,
                     "SERVICES",
-                    sizes.services,
+                    limits.services(),
                     *index,
                     *value,
                 )?;
@@ -151,14 +155,14 @@ impl Fake {
                 self.sources.remove(&SourceName::of(key, *bits));
             }
             Op::ZeroFrontend { id } => {
-                inside("FRONTEND_STATS", sizes.frontend_ids, *id)?;
+                inside("FRONTEND_STATS", limits.frontend_ids(), *id)?;
                 inside(
                     "REASONS",
-                    sizes.frontend_ids * Reason::COUNT,
+                    limits.frontend_ids() * Reason::COUNT,
                     id * Reason::COUNT,
                 )?;
             }
-            Op::ZeroBackend { id } => inside("BACKEND_STATS", sizes.backends, *id)?,
+            Op::ZeroBackend { id } => inside("BACKEND_STATS", limits.backend_ids(), *id)?,
             Op::InsertDevice { ifindex } => {
                 self.devices.insert(*ifindex);
             }
@@ -176,7 +180,7 @@ impl Fake {
         put(
             &mut self.services,
             "SERVICES",
-            self.sizes.services,
+            self.limits.services(),
             index,
             value,
         )
@@ -196,7 +200,7 @@ impl Fake {
         }
         let same_family = |other: &&FrontendName| other.address.is_ipv4() == name.address.is_ipv4();
         let used = self.frontends.keys().filter(same_family).count();
-        room(map, used, self.sizes.frontends)?;
+        room(map, used, self.limits.frontend_entries())?;
         self.frontends.insert(name, value);
         Ok(())
     }
@@ -210,7 +214,7 @@ impl Fake {
             "SOURCES6"
         };
         if !self.sources.contains(&key) {
-            room(map, used, self.sizes.sources)?;
+            room(map, used, SOURCES)?;
         }
         self.sources.insert(key);
         Ok(())
@@ -227,6 +231,60 @@ impl Dataplane for Fake {
             })?;
         }
         Ok(())
+    }
+
+    fn dump(&mut self) -> Result<Dump, DumpError> {
+        let mut dump = Dump {
+            settings: self.settings,
+            addresses: self.addresses.clone(),
+            next_hops: self.next_hops.clone(),
+            devices: self.devices.clone(),
+            ..Dump::default()
+        };
+        for (name, value) in &self.frontends {
+            let port = Be16::new(name.port);
+            match name.address {
+                IpAddr::V4(ip) => {
+                    let key = FrontendKey::new(V4::from(ip), port, name.protocol);
+                    dump.frontends4.push((key, *value));
+                }
+                IpAddr::V6(ip) => {
+                    let key = FrontendKey::new(V6::from(ip), port, name.protocol);
+                    dump.frontends6.push((key, *value));
+                }
+            }
+        }
+        for source in &self.sources {
+            let service_be = source.service.to_be();
+            match source.client {
+                IpAddr::V4(ip) => {
+                    let client = V4::from(ip);
+                    dump.sources4
+                        .push((SourceKey { service_be, client }, source.bits));
+                }
+                IpAddr::V6(ip) => {
+                    let client = V6::from(ip);
+                    dump.sources6
+                        .push((SourceKey { service_be, client }, source.bits));
+                }
+            }
+        }
+        for (index, value) in &self.services {
+            let service = DumpedService {
+                value: *value,
+                slots: region(&self.slots, self.limits.slots(), Region(value.table)),
+                members: region(&self.members, self.limits.members(), Region(value.members)),
+            };
+            dump.services.insert(*index, service);
+        }
+        let live = |(_, value): &(&u32, &Backend)| value.generation != 0;
+        dump.backends = self
+            .backends
+            .iter()
+            .filter(live)
+            .map(|(id, value)| (*id, *value))
+            .collect();
+        Ok(dump)
     }
 }
 
@@ -302,6 +360,17 @@ impl FrontendName {
             protocol: key.protocol,
         }
     }
+}
+
+/// Contents of a region; empty if it is not within the map.
+fn region(map: &BTreeMap<u32, u64>, elements: u32, region: Region) -> Vec<u64> {
+    let end = u64::from(region.base()) + u64::from(region.size());
+    if end > u64::from(elements) {
+        return Vec::new();
+    }
+    (region.base()..end as u32)
+        .map(|index| map.get(&index).copied().unwrap_or_default())
+        .collect()
 }
 
 /// Writes an array element; a zero value is what a fresh array has.

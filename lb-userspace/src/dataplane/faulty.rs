@@ -1,7 +1,7 @@
 //! A dataplane that fails when it is told to, so that the code that retries is tested.
 
-use super::{ApplyError, Cause, Dataplane, error::describe};
-use crate::plan::op::Op;
+use super::{ApplyError, Cause, Dataplane, DumpError, error::describe};
+use crate::plan::{Dump, Op};
 
 /// Passes ops on to `inner` until one is due to fail.
 #[derive(Debug)]
@@ -39,5 +39,9 @@ impl<D: Dataplane> Dataplane for Faulty<D> {
                 self.inner.apply(ops)
             }
         }
+    }
+
+    fn dump(&mut self) -> Result<Dump, DumpError> {
+        self.inner.dump()
     }
 }

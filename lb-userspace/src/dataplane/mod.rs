@@ -6,6 +6,7 @@
 
 mod bpf;
 mod counters;
+mod dump;
 mod error;
 mod fake;
 mod faulty;
@@ -13,7 +14,6 @@ mod flows;
 mod grace;
 mod open;
 mod per_cpu;
-mod sizes;
 pub(crate) mod syscall;
 mod usage;
 mod window;
@@ -21,25 +21,31 @@ mod window;
 pub use self::{
     bpf::Bpf,
     counters::{Counters, ReasonCounts},
-    error::{ApplyError, Cause},
+    error::{ApplyError, Cause, DumpError},
     fake::Fake,
     faulty::Faulty,
     flows::{FlowRow, FlowState, Flows},
     open::OpenError,
-    sizes::MapSizes,
     usage::{MapUsage, usage},
 };
 
-use crate::plan::op::Op;
+use crate::plan::{Dump, Op};
 
 /// Something that ops can be applied to.
 pub trait Dataplane {
     /// Applies the ops in order; stops at the first that fails, which the error names. What was applied before stays.
     fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError>;
+
+    /// Reads back what ops have written.
+    fn dump(&mut self) -> Result<Dump, DumpError>;
 }
 
 impl<D: Dataplane + ?Sized> Dataplane for Box<D> {
     fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
         (**self).apply(ops)
+    }
+
+    fn dump(&mut self) -> Result<Dump, DumpError> {
+        (**self).dump()
     }
 }

@@ -11,6 +11,7 @@
 use std::{
     collections::VecDeque,
     io,
+    mem::MaybeUninit,
     os::fd::AsFd as _,
     ptr::NonNull,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
@@ -94,6 +95,10 @@ impl Words {
         self.name
     }
 
+    pub(super) const fn elements(&self) -> u32 {
+        self.elements
+    }
+
     /// Stores the 64-bit word at byte `offset` of an element. Everything stored before is visible to whoever sees it.
     pub(super) fn store(&mut self, index: u32, offset: usize, word: u64) -> Result<(), Fault> {
         let at = self.word(index, offset)?;
@@ -130,6 +135,31 @@ impl Words {
             self.store(index, 0, *word)?;
         }
         Ok(())
+    }
+
+    pub(super) fn load(&mut self, index: u32, offset: usize) -> Result<u64, Fault> {
+        let at = self.word(index, offset)?;
+        // SAFETY: as in `store`.
+        Ok(unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) }.load(Ordering::Acquire))
+    }
+
+    /// Loads a whole element, word by word.
+    pub(super) fn load_element<T: aya::Pod>(&mut self, index: u32) -> Result<T, Fault> {
+        const { assert!(size_of::<T>().is_multiple_of(8)) }
+        let mut value = MaybeUninit::<T>::uninit();
+        for number in 0..size_of::<T>() / 8 {
+            let word = self.load(index, number * 8)?;
+            // SAFETY: within the value.
+            unsafe {
+                value
+                    .as_mut_ptr()
+                    .cast::<u64>()
+                    .add(number)
+                    .write_unaligned(word)
+            };
+        }
+        // SAFETY: every word was written, and any bits are a value of a Pod.
+        Ok(unsafe { value.assume_init() })
     }
 
     fn check(&self, first: u32, count: usize) -> Result<(), Fault> {
