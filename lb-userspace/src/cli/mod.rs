@@ -2,8 +2,10 @@
 
 mod backends;
 mod bypass;
+mod check;
 mod client;
 mod completions;
+mod detach;
 mod drain;
 pub mod exit;
 mod explain;
@@ -72,6 +74,10 @@ enum Verb {
     Undrain(drain::Args),
     /// Let everything pass to the kernel's stack, or take over again
     Bypass(bypass::Args),
+    /// Take our programs off the interfaces, and everything pinned with the last of them
+    Detach(detach::Args),
+    /// Say whether a configuration is good, and what it would do; nothing changes
+    Check(check::Args),
     /// Say what would become of a packet, and why; nothing changes
     Explain(explain::Args),
     /// Print completions for a shell
@@ -91,6 +97,8 @@ impl Cli {
             Verb::Drain(args) => drain::run(args, true, global),
             Verb::Undrain(args) => drain::run(args, false, global),
             Verb::Bypass(args) => bypass::run(args, global),
+            Verb::Detach(args) => detach::run(args),
+            Verb::Check(args) => check::run(args, global),
             Verb::Explain(args) => explain::run(args, global),
             Verb::Completions(args) => completions::run(args),
         }

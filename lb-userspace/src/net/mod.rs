@@ -19,4 +19,4 @@ pub use path::Path;
 pub use poke::{Pokes, poke};
 pub use ports::LocalPorts;
 pub use routes::{Hop, Route, Routes};
-pub use source::{Source, SourceError};
+pub use source::{Source, SourceError, snapshot};

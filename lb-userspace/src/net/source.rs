@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
 use netlink_packet_route::{RouteNetlinkMessage, route::RouteMessage};
 use rtnetlink::{
-    Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
+    Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
     packet_core::{NLM_F_APPEND, NetlinkMessage, NetlinkPayload},
     sys::{AsyncSocket as _, SocketAddr},
 };
@@ -146,6 +146,15 @@ impl Source {
         batch.push(update);
         Ok(doubtful)
     }
+}
+
+/// The facts of this moment, for those who ask once. Needs a tokio runtime and no privileges.
+pub async fn snapshot(xdp_send: XdpSend) -> Result<Facts, SourceError> {
+    let (connection, handle, _) = new_connection()?;
+    let connection = tokio::spawn(connection);
+    let facts = dump(&handle, xdp_send).await;
+    connection.abort();
+    facts
 }
 
 async fn dump(handle: &Handle, xdp_send: XdpSend) -> Result<Facts, SourceError> {

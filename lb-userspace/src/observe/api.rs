@@ -9,10 +9,7 @@ use std::{
 
 use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
-use tokio::{
-    sync::{mpsc, oneshot},
-    task, time,
-};
+use tokio::{sync::oneshot, task, time};
 
 use super::{
     explain::{Explainer, Unexplained},
@@ -23,7 +20,7 @@ use super::{
     view,
 };
 use crate::{
-    net::{self, Facts, Source, SourceError},
+    net,
     state::{Command, Handle, Refused, Request, Service, State},
 };
 
@@ -161,14 +158,16 @@ impl Api {
     }
 
     async fn explain(&self, question: view::Question) -> Result<Answer, Refusal> {
-        let facts = net_facts().await.map_err(|error| {
+        let facts = net::snapshot(net::xdp_send).await.map_err(|error| {
             let why = error.to_string();
             (StatusCode::INTERNAL_SERVER_ERROR, why)
         })?;
         let (state, maps) = (self.state(), Arc::clone(&self.maps));
         let explained = blocking(move || {
-            let explainer = Explainer::open(maps.folder(), facts).map_err(io::Error::other)?;
-            Ok(explainer.explain(&question, &state))
+            let explainer = Explainer::open(maps.folder(), maps.clock(), facts);
+            Ok(explainer
+                .map_err(io::Error::other)?
+                .explain(&question, &state))
         });
         match explained.await? {
             Ok(explanation) => Ok(json(&explanation)),
@@ -215,24 +214,6 @@ impl Api {
 fn body<T: DeserializeOwned>(call: &Call) -> Result<T, Refusal> {
     serde_json::from_slice(&call.body)
         .map_err(|error| (StatusCode::BAD_REQUEST, format!("body: {error}")))
-}
-
-/// The network as it is now.
-async fn net_facts() -> Result<Facts, SourceError> {
-    let (updates, mut first) = mpsc::channel(1);
-    tokio::select! {
-        ended = Source::open(net::xdp_send)?.run(updates) => {
-            ended?;
-            Err(SourceError::Closed)
-        }
-        batch = first.recv() => {
-            let mut facts = Facts::default();
-            for update in batch.unwrap_or_default() {
-                facts.apply(update);
-            }
-            Ok(facts)
-        }
-    }
 }
 
 /// Reads of many map entries, off the threads that serve.

@@ -82,7 +82,7 @@ fn row(service: &Service, frontend: &Frontend, pair: &Pair) -> view::Service {
     let count = pair.now.frontend(id);
     view::Service {
         name: service.name.clone(),
-        frontend: name(frontend),
+        frontend: view::frontend(frontend),
         mode: service.mode.clone(),
         affinity_seconds: service.affinity,
         ready: in_state(service, BackendState::Ready),
@@ -113,11 +113,6 @@ pub(super) fn reasons(sample: &Sample, id: u32) -> Vec<view::ReasonCount> {
 pub(super) fn in_state(service: &Service, state: BackendState) -> usize {
     let in_state = |backend: &&Backend| backend.state == state;
     service.backends.iter().filter(in_state).count()
-}
-
-/// `192.0.2.10:443/tcp`.
-pub(super) fn name(frontend: &Frontend) -> String {
-    format!("{}/{}", frontend.address, view::protocol(frontend.protocol))
 }
 
 /// Of one service or of all; by ordinal within a service.

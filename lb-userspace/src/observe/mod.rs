@@ -2,7 +2,6 @@
 //! the agent's state, the pinned maps, a way to hand it commands. Nothing is read from the maps unless someone asks.
 
 mod api;
-mod clock;
 pub mod explain;
 mod http;
 mod join;
@@ -20,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::socket::{Socket, SocketError};
 use self::{api::Api, metrics::Metrics, rates::Rates, read::Maps};
-use crate::{dataplane::OpenError, state::Handle};
+use crate::{attach::Clock, dataplane::OpenError, state::Handle};
 
 /// What there is to show.
 #[derive(Clone, Debug)]
@@ -28,6 +27,7 @@ pub struct Sources {
     pub agent: Handle,
     /// Folder of the pinned maps.
     pub maps: PathBuf,
+    pub clock: Arc<Clock>,
 }
 
 /// Where metrics are served.
@@ -48,7 +48,7 @@ pub async fn serve(
     metrics: Option<MetricsEnd>,
     stop: CancellationToken,
 ) -> Result<(), OpenError> {
-    let maps = Arc::new(Maps::open(&sources.maps)?);
+    let maps = Arc::new(Maps::open(&sources.maps, sources.clock)?);
     let api = Api {
         agent: sources.agent.clone(),
         rates: Rates::new(Arc::clone(&maps)),

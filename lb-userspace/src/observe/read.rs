@@ -3,13 +3,15 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::maps::{Array, Map, MapData, MapError};
 use lb_common::abi::Settings;
 
-use super::{clock, view};
+use super::view;
 use crate::{
+    attach::Clock,
     dataplane::{Counters, FlowRow, FlowState, Flows, OpenError, usage},
     state::{Protocol, State},
 };
@@ -20,12 +22,13 @@ pub(super) struct Maps {
     folder: PathBuf,
     pub(super) counters: Counters,
     flows: Flows,
+    clock: Arc<Clock>,
     /// Jiffies per second.
     hz: u32,
 }
 
 impl Maps {
-    pub(super) fn open(folder: &Path) -> Result<Self, OpenError> {
+    pub(super) fn open(folder: &Path, clock: Arc<Clock>) -> Result<Self, OpenError> {
         let path = folder.join("SETTINGS");
         let settings = MapData::from_pin(&path)
             .and_then(Map::from_map_data)
@@ -39,12 +42,17 @@ impl Maps {
             folder: folder.to_owned(),
             counters: Counters::open(folder)?,
             flows: Flows::open(folder)?,
+            clock,
             hz: settings.hz.max(1),
         })
     }
 
     pub(super) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    pub(super) fn clock(&self) -> Arc<Clock> {
+        Arc::clone(&self.clock)
     }
 
     /// How full the maps are: those the agent writes by its own books, those of the program by counting.
@@ -86,7 +94,7 @@ impl Maps {
             flows: Vec::new(),
             more: 0,
         };
-        self.flows.each(clock::jiffies(self.hz), |row| {
+        self.flows.each(self.clock.now()?, |row| {
             if to.is_some_and(|to| !to.holds(row.frontend))
                 || from.is_some_and(|from| !from.holds(row.client))
             {
@@ -122,7 +130,7 @@ impl Maps {
                 FlowState::Closing => "closing",
             }
             .to_owned(),
-            // The clocks differ a little: "in the future" is now.
+            // A packet may have come in since: "in the future" is now.
             idle_seconds: u64::from(u32::try_from(row.idle as i32).unwrap_or(0) / self.hz),
         }
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Attached, BackendPath, BackendState, Protocol, SourceState};
+use crate::state::{Attached, BackendPath, BackendState, Frontend, Protocol, SourceState};
 
 /// `GET /v1/status`.
 #[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
@@ -217,6 +217,11 @@ pub struct Step {
     pub step: String,
     pub result: String,
     pub why: String,
+}
+
+/// `192.0.2.10:443/tcp`.
+pub(crate) fn frontend(frontend: &Frontend) -> String {
+    format!("{}/{}", frontend.address, protocol(frontend.protocol))
 }
 
 pub(crate) const fn protocol(protocol: Protocol) -> &'static str {

@@ -7,7 +7,7 @@ mod overlay;
 mod route;
 mod words;
 
-use std::{fmt, io, path::Path};
+use std::{fmt, io, path::Path, sync::Arc};
 
 use lb_common::{
     abi::Reason,
@@ -17,8 +17,9 @@ use lb_common::{
 
 pub use self::frame::BadQuestion;
 use self::{live::Live, overlay::Overlay, route::Routing};
-use super::{clock, view};
+use super::view;
 use crate::{
+    attach::Clock,
     dataplane::OpenError,
     net::{Facts, Link},
     state::State,
@@ -38,6 +39,7 @@ pub struct Decision {
 /// The live maps and the network around them.
 pub struct Explainer {
     live: Live,
+    clock: Arc<Clock>,
     routing: Routing,
 }
 
@@ -46,9 +48,10 @@ impl Explainer {
     ///
     /// # Errors
     /// A map is not there or not as it must be.
-    pub fn open(folder: &Path, facts: Facts) -> Result<Self, OpenError> {
+    pub fn open(folder: &Path, clock: Arc<Clock>, facts: Facts) -> Result<Self, OpenError> {
         Ok(Self {
             live: Live::open(folder)?,
+            clock,
             routing: Routing::new(facts),
         })
     }
@@ -68,7 +71,7 @@ impl Explainer {
 
     fn run(&self, bytes: &[u8], ingress: u32, cpu: usize, follow: bool) -> io::Result<Decision> {
         let settings = self.live.settings()?;
-        let now = clock::jiffies(settings.hz);
+        let now = self.clock.now()?;
         let overlay = Overlay::new(&self.live, &self.routing, settings, ingress, now, cpu);
         let arrived = Frame {
             bytes: bytes.to_vec(),

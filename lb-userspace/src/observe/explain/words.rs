@@ -10,10 +10,7 @@ use lb_common::{
 use super::Decision;
 use crate::{
     net::Facts,
-    observe::{
-        join,
-        view::{self, Explanation, Outcome},
-    },
+    observe::view::{self, Explanation, Outcome},
     state::{Backend, BackendState, Frontend, Service, State},
 };
 
@@ -112,7 +109,9 @@ impl Names<'_> {
     fn rows(&self, step: Step) -> Vec<view::Step> {
         match step {
             Step::Frontend { id, .. } => vec![match self.frontend(id) {
-                Some((service, frontend)) => row("frontend", &service.name, join::name(frontend)),
+                Some((service, frontend)) => {
+                    row("frontend", &service.name, view::frontend(frontend))
+                }
                 None => row("frontend", format!("id {id}"), "the agent does not know it"),
             }],
             Step::Source { allowed: true } => {

@@ -1,0 +1,72 @@
+//! `millrace detach`: the host as it was. Needs no agent, and wants none: it would put everything back.
+
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+
+use super::{Exit, Failure, show::print};
+use crate::attach::{self, AttachError, DEFAULT_PIN_ROOT, DEFAULT_RUN_FOLDER, Detached, Kind};
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// Only this interface (may be given again); all by default
+    #[arg(long = "interface", value_name = "IF")]
+    interfaces: Vec<String>,
+    /// Folder of the pins
+    #[arg(long, value_name = "PATH", env = "MILLRACE_PIN_ROOT", default_value = DEFAULT_PIN_ROOT)]
+    pin_root: PathBuf,
+    /// Folder of locks and marks
+    #[arg(long, value_name = "PATH", env = "MILLRACE_RUN_FOLDER", default_value = DEFAULT_RUN_FOLDER)]
+    run_folder: PathBuf,
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let only = (!args.interfaces.is_empty()).then_some(args.interfaces.as_slice());
+    let done = attach::detach(&args.pin_root, &args.run_folder, only).map_err(failure)?;
+    print(&said(&done))?;
+    Ok(Exit::Ok)
+}
+
+/// The exit code that stands for an error of `attach`.
+pub(super) fn failure(error: AttachError) -> Failure {
+    if let AttachError::Locked {
+        pid: Some(process), ..
+    } = error
+    {
+        return Failure::new(
+            Exit::SecondAgent,
+            anyhow!(
+                "the agent runs (process {process}) and would put everything back: stop it first; \
+                 `millrace bypass on` lets everything pass at once"
+            ),
+        );
+    }
+    Failure::new(exit(error.kind()), error)
+}
+
+const fn exit(kind: Kind) -> Exit {
+    match kind {
+        Kind::Kernel => Exit::Kernel,
+        Kind::Privileges => Exit::Privileges,
+        Kind::Interface => Exit::Interface,
+        Kind::ForeignProgram => Exit::ForeignProgram,
+        Kind::SecondAgent => Exit::SecondAgent,
+        Kind::ForeignPin => Exit::ForeignPin,
+        Kind::Other => Exit::Failed,
+    }
+}
+
+fn said(done: &Detached) -> String {
+    let names: Vec<_> = done.interfaces.iter().map(String::as_str).collect();
+    let from = if names.is_empty() {
+        "nothing of ours was attached".to_owned()
+    } else {
+        format!("detached from {}", names.join(", "))
+    };
+    let rest = if done.all {
+        "no pins are left"
+    } else {
+        "other interfaces are still served, so the maps stay"
+    };
+    format!("{from}; {rest}\n")
+}
