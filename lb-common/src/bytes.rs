@@ -13,9 +13,10 @@ impl Be16 {
         Self(host.to_be())
     }
 
+    /// The field as the CPU loaded it.
     #[inline(always)]
-    pub const fn from_bytes(bytes: [u8; 2]) -> Self {
-        Self(u16::from_ne_bytes(bytes))
+    pub const fn from_raw(raw: u16) -> Self {
+        Self(raw)
     }
 
     /// The value in host byte order.

@@ -1,6 +1,7 @@
 //! Frames and tables in memory: the host's home of the pipeline.
 #![expect(unsafe_code, reason = "headers are copied from and to bytes")]
 
+use core::ops::Deref;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
@@ -241,12 +242,12 @@ impl Tables for World {
         self.members.get(&index).copied()
     }
 
-    fn backend(&self, id: u32) -> Option<Backend> {
-        self.backends.get(&id).copied()
+    fn backend(&self, id: u32) -> Option<impl Deref<Target = Backend>> {
+        self.backends.get(&id)
     }
 
-    fn next_hop(&self, id: u32) -> Option<NextHop> {
-        self.next_hops.get(&id).copied()
+    fn next_hop(&self, id: u32) -> Option<impl Deref<Target = NextHop>> {
+        self.next_hops.get(&id)
     }
 
     fn now(&self) -> u32 {

@@ -1,5 +1,7 @@
 //! The maps as the pipeline sees them. All methods take `&self`: in the kernel the maps are shared by all CPUs anyway.
 
+use core::ops::Deref;
+
 use crate::{
     abi::{Backend, Flow, Frontend, FrontendKey, Hop, NextHop, Reason, Service, Tuple},
     bytes::{Addr, Address, V4, V6},
@@ -75,8 +77,8 @@ pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
     fn service(&self, index: u32) -> Option<Service>;
     fn slot(&self, index: u32) -> Option<u64>;
     fn member(&self, index: u32) -> Option<u64>;
-    fn backend(&self, id: u32) -> Option<Backend>;
-    fn next_hop(&self, id: u32) -> Option<NextHop>;
+    fn backend(&self, id: u32) -> Option<impl Deref<Target = Backend>>;
+    fn next_hop(&self, id: u32) -> Option<impl Deref<Target = NextHop>>;
     /// Jiffies, low 32 bits.
     fn now(&self) -> u32;
     /// Told of the gateway that the stack is to resolve before a packet leaves; for the tc home.

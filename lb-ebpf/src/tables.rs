@@ -1,6 +1,6 @@
 //! The maps as `lb_common::tables`.
 
-use core::cell::Cell;
+use core::{cell::Cell, ops::Deref};
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_fib_lookup},
@@ -213,13 +213,13 @@ impl<const TC: bool> Tables for KernelTables<TC> {
     }
 
     #[inline(always)]
-    fn backend(&self, id: u32) -> Option<Backend> {
-        BACKENDS.get(id).copied()
+    fn backend(&self, id: u32) -> Option<impl Deref<Target = Backend>> {
+        BACKENDS.get(id)
     }
 
     #[inline(always)]
-    fn next_hop(&self, id: u32) -> Option<NextHop> {
-        NEXT_HOPS.get(id).copied()
+    fn next_hop(&self, id: u32) -> Option<impl Deref<Target = NextHop>> {
+        NEXT_HOPS.get(id)
     }
 
     #[inline(always)]

@@ -1,103 +1,66 @@
-//! Whose packet is it: a frontend's, a reply to a flow of ours, a VIP's unknown port, or nobody's.
+//! Whose packet is it?
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, flows, nat,
-    parse::{self, Layout, Link, Network, Parsed},
-    reject, select,
+    FamilyScratch, Path, Step, Verdict,
+    parse::{self, Layout, Link, Network},
+    select,
 };
 use crate::{
-    abi::{Frontend, FrontendKey, Reason, Service, filter_bit, service_flag},
+    abi::{FrontendKey, Reason, filter_bit, service_flag},
     packet::Packet,
     tables::{FamilyTables, Tables},
 };
 
-#[inline(always)]
+/// Beside packed verdicts: a service with flow entries is to go on in [`super::nat`].
+pub(crate) const FLOWS: u64 = 1 << 24;
+/// No frontend, but perhaps a reply or a VIP's unknown port.
+pub(crate) const UNCLAIMED: u64 = 2 << 24;
+/// The client is to be answered by [`super::reject`].
+pub(crate) const UNANSWERED: u64 = 3 << 24;
+
+/// Finds the frontend, and sends what needs no flow entry on its way.
+#[inline(never)]
 pub(crate) fn family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
-    link: Link,
-) -> Verdict {
+    link: &Link,
+) -> u64 {
     let Some(network) = A::network(packet, link.length) else {
-        return Verdict::NotOurs;
+        return Verdict::NotOurs.pack();
     };
     let (word, bit) = filter_bit(&network.destination);
     if path.tables.filter(word) & bit == 0 {
-        return Verdict::NotOurs;
+        return Verdict::NotOurs.pack();
     }
-    let parsed = match parse::packet(packet, link, &network) {
-        Ok(parsed) => parsed,
-        Err(reason) => return odd(path, &network, reason),
+    if let Err(reason) = parse::packet(packet, link, &network, &mut scratch.parsed) {
+        return odd(path, &network, reason).pack();
+    }
+    let tuple = &scratch.parsed.tuple;
+    let key = FrontendKey::new(tuple.destination, tuple.destination_port, tuple.protocol);
+    let Some(frontend) = FamilyTables::<A>::frontend(path.tables, &key) else {
+        return UNCLAIMED;
     };
-    let key = FrontendKey::new(
-        parsed.tuple.destination,
-        parsed.tuple.destination_port,
-        parsed.tuple.protocol,
-    );
-    match FamilyTables::<A>::frontend(path.tables, &key) {
-        Some(frontend) => {
-            path.tables.trace(Step::Frontend {
-                id: frontend.id,
-                service: frontend.service,
-            });
-            let Some(service) = path.tables.service(frontend.service) else {
-                return path.end(frontend.id, Reason::Inconsistent);
-            };
-            if service.flags & service_flag::SOURCE_RANGES != 0 {
-                let allowed = path
-                    .tables
-                    .source_allowed(frontend.service, parsed.tuple.source);
-                path.tables.trace(Step::Source { allowed });
-                if !allowed {
-                    return path.end(frontend.id, Reason::SourceDenied);
-                }
-            }
-            if service.flags & service_flag::FLOWS != 0 {
-                let request = Request {
-                    parsed: &parsed,
-                    frontend,
-                    service: &service,
-                };
-                Verdict::unpack(nat::forward(packet, path, scratch, &request))
-            } else {
-                select::stateless(packet, path, &parsed, frontend, &service)
-            }
-        }
-        None => unclaimed(packet, path, scratch, &parsed),
-    }
-}
-
-/// A packet for a frontend.
-pub(crate) struct Request<'a, A> {
-    pub(crate) parsed: &'a Parsed<A>,
-    pub(crate) frontend: Frontend,
-    pub(crate) service: &'a Service,
-}
-
-/// A TCP or UDP packet to an address that may be ours, on no frontend's port.
-#[inline(always)]
-fn unclaimed<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
-    packet: &mut P,
-    path: &Path<'_, T>,
-    scratch: &mut FamilyScratch<A>,
-    parsed: &Parsed<A>,
-) -> Verdict {
-    let port = u32::from(parsed.tuple.destination_port.to_host());
-    let ports = path.settings.nat_ports;
-    let in_range = ports != 0 && port >= ports & 0xffff && port <= ports >> 16;
-    if in_range {
-        let verdict = Verdict::unpack(flows::reply(packet, path, scratch, parsed));
-        if verdict != Verdict::NotOurs {
-            return verdict;
+    path.tables.trace(Step::Frontend {
+        id: frontend.id,
+        service: frontend.service,
+    });
+    scratch.frontend = frontend;
+    let Some(service) = path.tables.service(frontend.service) else {
+        return path.end(frontend.id, Reason::Inconsistent).pack();
+    };
+    scratch.service = service;
+    if service.flags & service_flag::SOURCE_RANGES != 0 {
+        let allowed = path.tables.source_allowed(frontend.service, tuple.source);
+        path.tables.trace(Step::Source { allowed });
+        if !allowed {
+            return path.end(frontend.id, Reason::SourceDenied).pack();
         }
     }
-    if is_vip(path, parsed.tuple.destination) {
-        return Verdict::unpack(reject::answer(packet, path, parsed, 0, Reason::UnknownPort));
+    if service.flags & service_flag::FLOWS != 0 {
+        return FLOWS;
     }
-    if in_range {
-        return path.end(0, Reason::NoFlow);
-    }
-    Verdict::NotOurs
+    select::stateless(packet, path, scratch)
 }
 
 /// A packet that is no whole TCP or UDP packet: counted if it is for a VIP.
@@ -115,6 +78,6 @@ fn odd<A: Layout, T: Tables + FamilyTables<A>>(
 }
 
 #[inline(always)]
-fn is_vip<A: Layout, T: FamilyTables<A>>(path: &Path<'_, T>, address: A) -> bool {
+pub(crate) fn is_vip<A: Layout, T: FamilyTables<A>>(path: &Path<'_, T>, address: A) -> bool {
     path.tables.frontend(&FrontendKey::vip(address)).is_some()
 }

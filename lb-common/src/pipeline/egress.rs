@@ -1,95 +1,111 @@
 //! The way out: next hop, link header, verdict.
 
 use super::{
-    Path, Step, Verdict,
-    parse::{ETH, Layout, Parsed},
+    FamilyScratch, Path, Step, Verdict,
+    parse::{ETH, Layout},
 };
 use crate::{
     abi::{Backend, Hop, NextHop, Reason},
-    bytes::{Addr, Address},
+    bytes::{Addr, Address as _, V4, V6},
     packet::Packet,
     tables::{FamilyTables, Home, Route, Tables},
 };
 
 /// Where a packet leaves.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(C)]
 pub(crate) struct Exit {
     /// MACs are unset where the neighbour table of the stack will fill them in (tc).
     pub(crate) hop: Hop,
     pub(crate) gateway: Addr,
-    pub(crate) mtu: u16,
+    /// In bytes, without the link header.
+    pub(crate) mtu: u32,
 }
 
-/// The way to a backend: the agent's next-hop table, else the kernel's routes. In XDP a way that it cannot go is
-/// [`Reason::HandedUp`]: the packet, still unchanged, goes up to the tc program.
+/// Sets `scratch.exit` to the way to a backend: the agent's next-hop table, else the kernel's routes. In XDP a way that
+/// it cannot go is [`Reason::HandedUp`]: the packet, still unchanged, goes up to the tc program.
 #[inline(always)]
 pub(crate) fn to_backend<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &P,
     path: &Path<'_, T>,
-    parsed: &Parsed<A>,
+    scratch: &mut FamilyScratch<A>,
     backend: &Backend,
-) -> Result<Exit, Reason> {
+) -> Result<(), Reason> {
     if backend.next_hop != 0 {
         let next = path
             .tables
             .next_hop(backend.next_hop)
             .ok_or(Reason::Inconsistent)?;
         let usable = NextHop::RESOLVED | NextHop::XDP_SEND;
-        let known = next.destination & usable == usable;
-        if path.tables.home() == Home::Xdp && !known {
+        let destination = next.destination;
+        if path.tables.home() == Home::Xdp && destination & usable != usable {
             return Err(Reason::HandedUp);
         }
-        let exit = Exit {
-            hop: hop(&next),
+        scratch.exit = Exit {
+            hop: hop(next.ifindex, destination, next.source),
             gateway: next.gateway,
-            mtu: next.mtu(),
+            mtu: u32::from(next.mtu()),
         };
-        return leave(packet, path, parsed.link.length, exit);
-    }
-    let route = if backend.address.is_v4() {
-        let (source, to) = (
-            Address::from_addr(&backend.source),
-            Address::from_addr(&backend.address),
-        );
-        FamilyTables::<crate::bytes::V4>::route(path.tables, source, to)
     } else {
-        let (source, to) = (
-            Address::from_addr(&backend.source),
-            Address::from_addr(&backend.address),
-        );
-        FamilyTables::<crate::bytes::V6>::route(path.tables, source, to)
-    };
-    by_route(packet, path, parsed.link.length, route)?.ok_or(Reason::NoRoute)
+        let (source, to) = (&backend.source, &backend.address);
+        let route = if to.is_v4() {
+            path.tables.route(V4::from_addr(source), V4::from_addr(to))
+        } else {
+            path.tables.route(V6::from_addr(source), V6::from_addr(to))
+        };
+        if !by_route(path, &mut scratch.exit, &route)? {
+            return Err(Reason::NoRoute);
+        }
+    }
+    leave(packet, path, scratch.parsed.link.length, &scratch.exit)
 }
 
-/// The way that a route names; `None` where the kernel does not say.
-#[inline(always)]
-pub(crate) fn by_route<P: Packet, T: Tables>(
+/// [`to_backend`] as a function of its own, where stack matters more than a call.
+#[inline(never)]
+pub(crate) fn to_backend_by_call<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &P,
     path: &Path<'_, T>,
-    link: u32,
-    route: Route,
-) -> Result<Option<Exit>, Reason> {
-    match route {
+    scratch: &mut FamilyScratch<A>,
+    backend: &Backend,
+) -> u64 {
+    to_backend(packet, path, scratch, backend).map_or_else(|reason| reason as u64, |()| OK)
+}
+
+/// The word that says "no reason".
+pub(crate) const OK: u64 = u64::MAX;
+
+/// Sets `exit` to the way that a route names; false where the kernel does not say.
+#[inline(always)]
+pub(crate) fn by_route<T: Tables>(
+    path: &Path<'_, T>,
+    exit: &mut Exit,
+    route: &Route,
+) -> Result<bool, Reason> {
+    match *route {
         Route::Hop { hop, mtu, gateway } => {
-            leave(packet, path, link, Exit { hop, gateway, mtu }).map(Some)
+            *exit = Exit {
+                hop,
+                gateway,
+                mtu: u32::from(mtu),
+            };
+            Ok(true)
         }
         Route::Neighbour { ifindex, gateway } => {
             if path.tables.home() == Home::Xdp {
                 return Err(Reason::HandedUp);
             }
-            let hop = Hop {
-                ifindex,
-                ..Hop::default()
-            };
-            Ok(Some(Exit {
-                hop,
+            *exit = Exit {
+                hop: Hop {
+                    ifindex,
+                    ..Hop::default()
+                },
                 gateway,
-                mtu: u16::MAX,
-            }))
+                mtu: u32::MAX,
+            };
+            Ok(true)
         }
         Route::None => Err(Reason::NoRoute),
-        Route::Unknown => Ok(None),
+        Route::Unknown => Ok(false),
     }
 }
 
@@ -99,20 +115,19 @@ pub(crate) fn leave<P: Packet, T: Tables>(
     packet: &P,
     path: &Path<'_, T>,
     link: u32,
-    exit: Exit,
-) -> Result<Exit, Reason> {
+    exit: &Exit,
+) -> Result<(), Reason> {
     if path.tables.home() == Home::Xdp && link != ETH && exit.hop.ifindex != packet.ingress() {
         return Err(Reason::HandedUp);
     }
-    Ok(exit)
+    Ok(())
 }
 
 #[inline(always)]
-fn hop(next: &NextHop) -> Hop {
-    let to = next.destination.to_le_bytes();
-    let from = next.source.to_le_bytes();
+fn hop(ifindex: u32, destination: u64, source: u64) -> Hop {
+    let (to, from) = (destination.to_le_bytes(), source.to_le_bytes());
     Hop {
-        ifindex: next.ifindex,
+        ifindex,
         destination: [to[0], to[1], to[2], to[3], to[4], to[5]],
         source: [from[0], from[1], from[2], from[3], from[4], from[5]],
     }

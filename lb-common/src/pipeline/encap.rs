@@ -4,14 +4,12 @@
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::{
-    Path, Step,
-    egress::Exit,
-    parse::{IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout, Parsed},
+    FamilyScratch, Path, Step,
+    parse::{IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout},
     rewrite,
-    select::Selected,
 };
 use crate::{
-    abi::Reason,
+    abi::{Backend, Reason},
     bytes::{Address as _, Be16, V4, V6},
     checksum::Delta,
     packet::Packet,
@@ -29,14 +27,14 @@ const OUTER_TTL: u8 = 64;
 pub(crate) fn ipip<A: Layout, P: Packet, T: Tables>(
     packet: &mut P,
     path: &Path<'_, T>,
-    parsed: &Parsed<A>,
-    selected: &Selected,
-    exit: &Exit,
+    scratch: &FamilyScratch<A>,
+    backend: &Backend,
+    hash: u64,
 ) -> Result<(), Reason> {
-    let backend = &selected.backend;
+    let parsed = &scratch.parsed;
     let outer_v4 = backend.address.is_v4();
     let room = if outer_v4 { IPV4_LEN } else { IPV6_LEN };
-    if u32::from(parsed.length) + room > u32::from(exit.mtu) {
+    if u32::from(parsed.length) + room > scratch.exit.mtu {
         return Err(Reason::TooBig);
     }
     if parsed.ttl <= 1 {
@@ -65,7 +63,7 @@ pub(crate) fn ipip<A: Layout, P: Packet, T: Tables>(
         packet.write(link, &header) && packet.write(link - 2, &IPV4)
     } else {
         // The flow's hash as label spreads the tunnel over paths and queues (RFC 6438).
-        let label = (selected.hash >> 44) as u32;
+        let label = (hash >> 44) as u32;
         let header = Ipv6Hdr {
             vcf: (6 << 28 | u32::from(parsed.tos) << 20 | label).to_be_bytes(),
             payload_len: parsed.length.to_be_bytes(),

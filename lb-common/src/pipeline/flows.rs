@@ -13,16 +13,16 @@ use crate::{
     tables::{FamilyTables, FlowTable, Home, Tables},
 };
 
-/// Looks the packet's tuple up, notes the packet in its entry and copies that to `found`. Tells whether the opposite
-/// entry is due to be told; `None` where no entry is.
+/// Looks the packet's tuple up, notes the packet in its entry and copies that to `scratch.flow`. Tells whether the
+/// opposite entry is due to be told; `None` where no entry is.
 #[inline(always)]
 pub(crate) fn look<A: Layout, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     table: FlowTable,
-    parsed: &Parsed<A>,
-    found: &mut Flow<A>,
+    scratch: &mut FamilyScratch<A>,
     now: u32,
 ) -> Option<bool> {
+    let (parsed, found) = (&scratch.parsed, &mut scratch.flow);
     let quarter = path.settings.hz >> 2;
     path.tables.with_flow(table, &parsed.tuple, |flow| {
         let mut due = now.wrapping_sub(flow.seen) > quarter;
@@ -77,8 +77,8 @@ impl<A> Parsed<A> {
 pub(crate) fn last_hop<A, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Hop {
     Hop {
         ifindex: packet.ingress(),
-        destination: parsed.link.ethernet.src_addr,
-        source: parsed.link.ethernet.dst_addr,
+        destination: parsed.link.source,
+        source: parsed.link.destination,
     }
 }
 
@@ -88,11 +88,10 @@ pub(crate) fn last_hop<A, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Hop {
 pub(crate) fn mirror<A: Layout, P: Packet, T>(
     packet: &P,
     path: &Path<'_, T>,
-    parsed: &Parsed<A>,
     scratch: &mut FamilyScratch<A>,
     now: u32,
 ) {
-    let flow = &scratch.flow;
+    let (parsed, flow) = (&scratch.parsed, &scratch.flow);
     let reply = flow.state & flow_state::REPLY == 0;
     scratch.key = flow.opposite(parsed.tuple.protocol);
     scratch.opposite = Flow {
@@ -118,11 +117,10 @@ pub(crate) fn keep_opposite<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &P,
     path: &Path<'_, T>,
     table: FlowTable,
-    parsed: &Parsed<A>,
     scratch: &mut FamilyScratch<A>,
     now: u32,
 ) {
-    mirror(packet, path, parsed, scratch, now);
+    mirror(packet, path, scratch, now);
     let hop = scratch.opposite.hop;
     let seen = scratch.flow.state;
     let found = path.tables.with_flow(table, &scratch.key, |opposite| {
@@ -149,14 +147,13 @@ pub(crate) fn reply<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
-    parsed: &Parsed<A>,
 ) -> u64 {
     let now = path.tables.now();
     let mut table = FlowTable::Established;
-    let mut due = look(path, table, parsed, &mut scratch.flow, now);
+    let mut due = look(path, table, scratch, now);
     if due.is_none() {
         table = FlowTable::HalfOpen;
-        due = look(path, table, parsed, &mut scratch.flow, now);
+        due = look(path, table, scratch, now);
     }
     let Some(due) = due else {
         return Verdict::NotOurs.pack();
@@ -166,57 +163,53 @@ pub(crate) fn reply<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     }
     path.tables.trace(Step::Flow { known: true });
     let frontend = scratch.flow.frontend;
-    if parsed.ttl <= 1 {
+    if scratch.parsed.ttl <= 1 {
         return path.end(frontend, Reason::TtlExpired).pack();
     }
-    let exit = match to_client(packet, path, table, parsed, &scratch.flow, now) {
-        Ok(exit) => exit,
-        Err(reason) => return path.end(frontend, reason).pack(),
-    };
-    if due {
-        keep_opposite(packet, path, table, parsed, scratch, now);
+    if let Err(reason) = to_client(packet, path, table, scratch, now) {
+        return path.end(frontend, reason).pack();
     }
-    if let Err(reason) = rewrite::translate(packet, path, parsed, &scratch.flow) {
+    if due {
+        keep_opposite(packet, path, table, scratch, now);
+    }
+    if let Err(reason) = rewrite::translate(packet, path, scratch) {
         return path.end(frontend, reason).pack();
     }
     path.tables.count_reply(frontend);
-    egress::send(packet, path, &exit).pack()
+    egress::send(packet, path, &scratch.exit).pack()
 }
 
-/// The way to the client: the one found less than a second ago, else the kernel's, else the one its packets came by.
+/// Sets `scratch.exit` to the way to the client: the one found less than a second ago, else the kernel's, else the one
+/// its packets came by.
 #[inline(always)]
 fn to_client<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &P,
     path: &Path<'_, T>,
     table: FlowTable,
-    parsed: &Parsed<A>,
-    flow: &Flow<A>,
+    scratch: &mut FamilyScratch<A>,
     now: u32,
-) -> Result<Exit, Reason> {
-    let link = parsed.link.length;
-    let remembered = Exit {
+) -> Result<(), Reason> {
+    let link = scratch.parsed.link.length;
+    let flow = &scratch.flow;
+    scratch.exit = Exit {
         hop: flow.hop,
         gateway: Addr::UNSPECIFIED,
-        mtu: u16::MAX,
+        mtu: u32::MAX,
     };
     let fresh = now.wrapping_sub(flow.resolved) <= path.settings.hz;
-    if fresh && path.tables.home() == Home::Xdp {
-        return egress::leave(packet, path, link, remembered);
+    if !fresh || path.tables.home() == Home::Tc {
+        let route = path.tables.route(flow.source, flow.destination);
+        let found = egress::by_route(path, &mut scratch.exit, &route)?;
+        if path.tables.home() == Home::Xdp {
+            let hop = scratch.exit.hop;
+            let state = if found { 0 } else { flow_state::LAST_HOP };
+            path.tables
+                .with_flow(table, &scratch.parsed.tuple, |entry| {
+                    entry.hop = hop;
+                    entry.resolved = now;
+                    entry.state = entry.state & !flow_state::LAST_HOP | state;
+                });
+        }
     }
-    let route = path.tables.route(flow.source, flow.destination);
-    let found = egress::by_route(packet, path, link, route)?;
-    let state = if found.is_none() {
-        flow_state::LAST_HOP
-    } else {
-        0
-    };
-    let exit = found.unwrap_or(remembered);
-    if path.tables.home() == Home::Xdp {
-        path.tables.with_flow(table, &parsed.tuple, |entry| {
-            entry.hop = exit.hop;
-            entry.resolved = now;
-            entry.state = entry.state & !flow_state::LAST_HOP | state;
-        });
-    }
-    egress::leave(packet, path, link, exit)
+    egress::leave(packet, path, link, &scratch.exit)
 }

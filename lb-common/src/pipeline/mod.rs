@@ -16,15 +16,16 @@ mod scratch;
 mod select;
 mod step;
 
+use parse::Layout;
 pub use parse::{Link, Parsed, tcp_flag};
 pub use scratch::{FamilyScratch, Scratch};
 pub use step::Step;
 
 use crate::{
-    abi::{Reason, Settings, setting_flag},
+    abi::{Frontend, Reason, Settings, setting_flag},
     bytes::{V4, V6},
     packet::Packet,
-    tables::Tables,
+    tables::{FamilyTables, Tables},
 };
 
 /// What becomes of the packet.
@@ -111,8 +112,57 @@ pub fn process<P: Packet, T: Tables>(
         return Verdict::NotOurs;
     };
     match link.ether_type {
-        parse::IPV4 => classify::family::<V4, _, _>(packet, &path, &mut scratch.v4, link),
-        parse::IPV6 => classify::family::<V6, _, _>(packet, &path, &mut scratch.v6, link),
+        parse::IPV4 => by_family::<V4, _, _>(packet, &path, &mut scratch.v4, &link),
+        parse::IPV6 => by_family::<V6, _, _>(packet, &path, &mut scratch.v6, &link),
         _ => Verdict::NotOurs,
     }
+}
+
+/// The rest of the path, in steps that are functions of their own in the kernel: called one after the other, not one
+/// from the other, their stacks share the same 512 bytes.
+#[inline(always)]
+fn by_family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    link: &Link,
+) -> Verdict {
+    let mut word = classify::family(packet, path, scratch, link);
+    if word == classify::FLOWS {
+        word = nat::forward(packet, path, scratch);
+    } else if word == classify::UNCLAIMED {
+        word = unclaimed(packet, path, scratch).pack();
+    }
+    if word == classify::UNANSWERED {
+        word = reject::answer(packet, path, scratch);
+    }
+    Verdict::unpack(word)
+}
+
+/// A TCP or UDP packet to an address that may be ours, on no frontend's port: a reply to a flow of ours, a VIP's unknown
+/// port, or nobody's.
+#[inline(always)]
+fn unclaimed<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> Verdict {
+    let port = u32::from(scratch.parsed.tuple.destination_port.to_host());
+    let ports = path.settings.nat_ports;
+    let in_range = ports != 0 && port >= ports & 0xffff && port <= ports >> 16;
+    if in_range {
+        let word = flows::reply(packet, path, scratch);
+        if word != Verdict::NotOurs.pack() {
+            return Verdict::unpack(word);
+        }
+    }
+    if classify::is_vip(path, scratch.parsed.tuple.destination) {
+        scratch.frontend = Frontend::default();
+        scratch.refusal = Reason::UnknownPort as u32;
+        return Verdict::unpack(reject::answer(packet, path, scratch));
+    }
+    if in_range {
+        return path.end(0, Reason::NoFlow);
+    }
+    Verdict::NotOurs
 }

@@ -2,15 +2,12 @@
 //! the flow's hash, so that what is lost of a flow is found again at the same place.
 
 use super::{
-    FamilyScratch, Path, Step, Verdict,
-    classify::Request,
-    egress, flows,
+    FamilyScratch, Path, Step, Verdict, egress, flows,
     parse::{Layout, Parsed, tcp_flag},
-    reject, rewrite,
-    select::{self, Selected},
+    rewrite, select,
 };
 use crate::{
-    abi::{Flow, Frontend, Hop, Mode, Reason, Tuple, flow_state},
+    abi::{Backend, Flow, Hop, Mode, Reason, Tuple, flow_state},
     bytes::Be16,
     hash,
     packet::Packet,
@@ -32,57 +29,62 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
-    request: &Request<'_, A>,
 ) -> u64 {
-    let &Request {
-        parsed,
-        frontend,
-        service,
-    } = request;
-    if parsed.ttl <= 1 {
-        return path.end(frontend.id, Reason::TtlExpired).pack();
+    let frontend = scratch.frontend.id;
+    if scratch.parsed.ttl <= 1 {
+        return path.end(frontend, Reason::TtlExpired).pack();
     }
     let now = path.tables.now();
     let mut table = FlowTable::Established;
-    let mut due = flows::look(path, table, parsed, &mut scratch.flow, now);
+    let mut due = flows::look(path, table, scratch, now);
     if due.is_none() {
         table = FlowTable::HalfOpen;
-        due = flows::look(path, table, parsed, &mut scratch.flow, now);
+        due = flows::look(path, table, scratch, now);
     }
     path.tables.trace(Step::Flow {
         known: due.is_some(),
     });
     if let Some(due) = due {
-        if usable(path, parsed, frontend, &scratch.flow) {
-            let promoted = table == FlowTable::HalfOpen && promote(path, parsed, scratch, now);
+        if usable(path, scratch) {
+            let promoted = table == FlowTable::HalfOpen && promote(path, scratch, now);
             if due && !promoted {
-                flows::keep_opposite(packet, path, table, parsed, scratch, now);
+                flows::keep_opposite(packet, path, table, scratch, now);
             }
-            return deliver(packet, path, parsed, frontend, &scratch.flow, false).pack();
+            return deliver(packet, path, scratch, false).pack();
         }
-        forget(path, table, parsed, scratch);
+        forget(path, table, scratch);
     }
-    let selected = match select::owner_of(path, parsed, service) {
+    let (id, hash) = match select::owner_of(path, scratch) {
         Ok(selected) => selected,
-        Err(Reason::NoBackend) => {
-            return reject::answer(packet, path, parsed, frontend.id, Reason::NoBackend);
-        }
-        Err(reason) => return path.end(frontend.id, reason).pack(),
+        Err(reason) => return select::unowned(path, scratch, reason),
     };
-    if selected.backend.mode != Mode::Nat as u8 {
-        return select::forward(packet, path, parsed, frontend, &selected).pack();
+    let Some(backend) = path.tables.backend(id) else {
+        return path.end(frontend, Reason::Inconsistent).pack();
+    };
+    path.tables.trace(Step::Backend {
+        id,
+        mode: backend.mode,
+    });
+    if backend.mode != Mode::Nat as u8 {
+        return select::forward(packet, path, scratch, &backend, id, hash).pack();
+    }
+    if backend.address.is_v4() != (A::VERSION == 4) {
+        return path.end(frontend, Reason::Inconsistent).pack();
     }
     // Before any entry is made: a packet that goes up to tc comes through here again.
-    if let Err(reason) = egress::to_backend(packet, path, parsed, &selected.backend) {
-        return path.end(frontend.id, reason).pack();
+    let way = egress::to_backend_by_call(packet, path, scratch, &backend);
+    if way != egress::OK {
+        return path.end(frontend, Reason::from_number(way as u32)).pack();
     }
-    match begin(packet, path, scratch, request, &selected, now) {
-        Ok(()) => {
-            let new = parsed.is_syn() || parsed.tuple_is_udp();
-            deliver(packet, path, parsed, frontend, &scratch.flow, new).pack()
-        }
-        Err(reason) => path.end(frontend.id, reason).pack(),
+    prepare(packet, path, scratch, &backend, id, now);
+    let entered = begin(path, scratch, now);
+    if entered != egress::OK {
+        return path
+            .end(frontend, Reason::from_number(entered as u32))
+            .pack();
     }
+    let new = scratch.parsed.is_syn() || scratch.parsed.tuple_is_udp();
+    deliver(packet, path, scratch, new).pack()
 }
 
 /// Removes both entries of a flow that is over.
@@ -90,24 +92,19 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 fn forget<A: Layout, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     table: FlowTable,
-    parsed: &Parsed<A>,
     scratch: &mut FamilyScratch<A>,
 ) {
-    scratch.key = scratch.flow.opposite(parsed.tuple.protocol);
-    path.tables.remove_flow(table, &parsed.tuple);
+    scratch.key = scratch.flow.opposite(scratch.parsed.tuple.protocol);
+    path.tables.remove_flow(table, &scratch.parsed.tuple);
     path.tables.remove_flow(table, &scratch.key);
 }
 
-/// Whether a packet belongs to the flow that has its tuple. UDP leaves a backend that is gone or no longer usable
+/// Whether the packet belongs to the flow that has its tuple. UDP leaves a backend that is gone or no longer usable
 /// (contract A7.1); a SYN leaves a flow that is closed; nothing survives its frontend (contract A1.7).
 #[inline(always)]
-fn usable<A: Layout, T: Tables>(
-    path: &Path<'_, T>,
-    parsed: &Parsed<A>,
-    frontend: Frontend,
-    flow: &Flow<A>,
-) -> bool {
-    if flow.state & flow_state::REPLY != 0 || flow.frontend != frontend.id {
+fn usable<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>) -> bool {
+    let (parsed, flow) = (&scratch.parsed, &scratch.flow);
+    if flow.state & flow_state::REPLY != 0 || flow.frontend != scratch.frontend.id {
         return false;
     }
     if parsed.tuple_is_udp() {
@@ -124,38 +121,54 @@ fn usable<A: Layout, T: Tables>(
 fn deliver<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
-    parsed: &Parsed<A>,
-    frontend: Frontend,
-    flow: &Flow<A>,
+    scratch: &mut FamilyScratch<A>,
     new: bool,
 ) -> Verdict {
+    let frontend = scratch.frontend.id;
     let bytes = packet.length();
-    let (mut id, mut exit) = (0, None);
-    if let Some(backend) = path.tables.backend(flow.backend)
-        && backend.generation == flow.generation
-    {
-        id = flow.backend;
+    let generation = scratch.flow.generation;
+    let mut id = scratch.flow.backend;
+    let backend = path
+        .tables
+        .backend(id)
+        .filter(|backend| backend.generation == generation);
+    let way = if let Some(backend) = backend {
         path.tables.trace(Step::Backend {
             id,
             mode: backend.mode,
         });
-        exit = Some(egress::to_backend(packet, path, parsed, &backend));
-    }
-    // A backend that has left the configuration keeps its flows: the kernel knows the way.
-    let exit = exit.unwrap_or_else(|| {
-        let route = path.tables.route(flow.source, flow.destination);
-        egress::by_route(packet, path, parsed.link.length, route)
-            .and_then(|exit| exit.ok_or(Reason::NoRoute))
-    });
-    let exit = match exit {
-        Ok(exit) => exit,
-        Err(reason) => return path.end(frontend.id, reason),
+        egress::to_backend_by_call(packet, path, scratch, &backend)
+    } else {
+        // A backend that has left the configuration keeps its flows: the kernel knows the way.
+        id = 0;
+        by_kernel(packet, path, scratch)
     };
-    if let Err(reason) = rewrite::translate(packet, path, parsed, flow) {
-        return path.end(frontend.id, reason);
+    if way != egress::OK {
+        return path.end(frontend, Reason::from_number(way as u32));
     }
-    path.tables.count_forwarded(frontend.id, id, bytes, new);
-    egress::send(packet, path, &exit)
+    if let Err(reason) = rewrite::translate(packet, path, scratch) {
+        return path.end(frontend, reason);
+    }
+    path.tables.count_forwarded(frontend, id, bytes, new);
+    egress::send(packet, path, &scratch.exit)
+}
+
+/// Sets `scratch.exit` to the kernel's way to where the flow goes; [`egress::OK`] or a reason.
+#[inline(never)]
+fn by_kernel<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> u64 {
+    let route = path
+        .tables
+        .route(scratch.flow.source, scratch.flow.destination);
+    let outcome = match egress::by_route(path, &mut scratch.exit, &route) {
+        Ok(true) => egress::leave(packet, path, scratch.parsed.link.length, &scratch.exit),
+        Ok(false) => Err(Reason::NoRoute),
+        Err(reason) => Err(reason),
+    };
+    outcome.map_or_else(|reason| reason as u64, |()| egress::OK)
 }
 
 /// Moves a half-open flow to the established ones when the client has shown that it sees the backend's replies: by
@@ -163,10 +176,10 @@ fn deliver<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 #[inline(always)]
 fn promote<A: Layout, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
-    parsed: &Parsed<A>,
     scratch: &mut FamilyScratch<A>,
     now: u32,
 ) -> bool {
+    let parsed = &scratch.parsed;
     if parsed.flags & (tcp_flag::SYN | tcp_flag::RST) != 0 {
         return false;
     }
@@ -174,7 +187,7 @@ fn promote<A: Layout, T: Tables + FamilyTables<A>>(
     scratch.key = scratch.flow.opposite(parsed.tuple.protocol);
     let opposite = &mut scratch.opposite;
     let known = tables.with_flow(FlowTable::HalfOpen, &scratch.key, |reply| {
-        *opposite = *reply
+        *opposite = *reply;
     });
     if known.is_none() {
         return false;
@@ -207,38 +220,46 @@ enum Claim {
     Full,
 }
 
-/// Enters a flow that no table knows, a new one or one whose entries were lost, and leaves it in `scratch.flow`.
+/// Sets both entries of a flow that no table knows, a new one or one whose entries were lost; all but its port.
 #[inline(always)]
-fn begin<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+fn prepare<A: Layout, P: Packet, T: Tables>(
     packet: &P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
-    request: &Request<'_, A>,
-    selected: &Selected,
+    backend: &Backend,
+    id: u32,
     now: u32,
-) -> Result<(), Reason> {
-    let parsed = request.parsed;
-    let backend = &selected.backend;
-    let ports = path.settings.nat_ports;
-    let (first, last) = (ports & 0xffff, ports >> 16);
-    if ports == 0 || last < first || backend.address.is_v4() != (A::VERSION == 4) {
-        return Err(Reason::Inconsistent);
-    }
+) {
     scratch.flow = Flow {
         source: A::from_addr(&backend.source),
         destination: A::from_addr(&backend.address),
         source_port: Be16::new(0),
         destination_port: backend.port,
         hop: Hop::default(),
-        backend: selected.id,
+        backend: id,
         generation: backend.generation,
-        frontend: request.frontend.id,
+        frontend: scratch.frontend.id,
         seen: now,
         resolved: now,
         isn: 0,
         state: 0,
     };
-    flows::mirror(packet, path, parsed, scratch, now);
+    flows::mirror(packet, path, scratch, now);
+}
+
+/// Finds a port for the flow and enters it; [`egress::OK`] or a reason.
+#[inline(never)]
+fn begin<A: Layout, T: Tables + FamilyTables<A>>(
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    now: u32,
+) -> u64 {
+    let parsed = &scratch.parsed;
+    let ports = path.settings.nat_ports;
+    let (first, last) = (ports & 0xffff, ports >> 16);
+    if ports == 0 || last < first {
+        return Reason::Inconsistent as u64;
+    }
     let size = last - first + 1;
     let hash = hash::flow(&path.settings.hash_key, &parsed.tuple);
     let mut at = ((hash >> 32) * u64::from(size) >> 32) as u32;
@@ -254,9 +275,9 @@ fn begin<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
                     .tables
                     .insert_flow(table, &parsed.tuple, &scratch.flow, false)
                 {
-                    Ok(())
+                    egress::OK
                 } else {
-                    Err(Reason::FlowTableFull)
+                    Reason::FlowTableFull as u64
                 };
             }
             Claim::Taken => {}
@@ -268,7 +289,7 @@ fn begin<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         }
         probe += 1;
     }
-    Err(reason)
+    reason as u64
 }
 
 /// Takes the port that `key` stands for, if it is free, ours already, or a dead flow's.

@@ -3,13 +3,12 @@
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
-    tcp::TcpHdr,
     vlan::VlanHdr,
 };
 
 use crate::{
     abi::{Reason, Tuple},
-    bytes::{Address, Be16, V4, V6},
+    bytes::{Address, Be16, Mac, V4, V6},
     packet::{MAX_OFFSET, Packet},
 };
 
@@ -29,6 +28,7 @@ const TAG: u32 = 4;
 pub(crate) const IPV4_LEN: u32 = 20;
 pub(crate) const IPV6_LEN: u32 = 40;
 pub(crate) const TCP_LEN: u32 = 20;
+pub(crate) const UDP_LEN: u32 = 8;
 
 /// Bits of byte 13 of the TCP header (RFC 9293, section 3.1).
 pub mod tcp_flag {
@@ -39,9 +39,10 @@ pub mod tcp_flag {
 }
 
 /// The link header.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Default, Debug)]
 pub struct Link {
-    pub ethernet: EthHdr,
+    pub destination: Mac,
+    pub source: Mac,
     /// Bytes up to the network header: 14, 18 or 22.
     pub length: u32,
     /// EtherType of the network header, as loaded.
@@ -49,7 +50,7 @@ pub struct Link {
 }
 
 /// What the path needs to know of a TCP or UDP packet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Default, Debug)]
 pub struct Parsed<A> {
     pub link: Link,
     /// Offset of the transport header.
@@ -94,7 +95,8 @@ pub(crate) struct Network<A> {
 pub(crate) fn link<P: Packet>(packet: &P) -> Option<Link> {
     let ethernet: EthHdr = packet.read(0)?;
     let mut link = Link {
-        ethernet,
+        destination: ethernet.dst_addr,
+        source: ethernet.src_addr,
         length: ETH,
         ether_type: ethernet.ether_type,
     };
@@ -214,55 +216,49 @@ impl Layout for V6 {
     }
 }
 
-/// Ports, flags and numbers of the transport header.
+/// Ports, flags and numbers of the transport header, and all that was known before, into `parsed`.
 #[inline(always)]
 pub(crate) fn packet<A: Layout, P: Packet>(
     packet: &P,
-    link: Link,
+    link: &Link,
     network: &Network<A>,
-) -> Result<Parsed<A>, Reason> {
+    parsed: &mut Parsed<A>,
+) -> Result<(), Reason> {
     let (protocol, l4) = A::transport(packet, network)?;
-    let end = l4 - link.length + if protocol == TCP { TCP_LEN } else { 8 };
     if protocol != TCP && protocol != UDP {
         return Err(match protocol {
             ICMP | ICMPV6 => Reason::Icmp,
             _ => Reason::Protocol,
         });
     }
+    let end = l4 - link.length + if protocol == TCP { TCP_LEN } else { UDP_LEN };
     if end > network.length as u32 || link.length + network.length as u32 > packet.length() {
         return Err(Reason::Malformed);
     }
-    let mut tuple = Tuple {
+    let ports: [u16; 2];
+    if protocol == TCP {
+        let tcp: [u32; 5] = packet.read(l4).ok_or(Reason::Malformed)?;
+        ports = [tcp[0] as u16, (tcp[0] >> 16) as u16];
+        parsed.sequence = u32::from_be(tcp[1]);
+        parsed.acknowledged = u32::from_be(tcp[2]);
+        parsed.flags = (tcp[3] >> 8) as u8;
+    } else {
+        let udp: [u32; 2] = packet.read(l4).ok_or(Reason::Malformed)?;
+        ports = [udp[0] as u16, (udp[0] >> 16) as u16];
+        parsed.flags = 0;
+    }
+    parsed.link = *link;
+    parsed.l4 = l4;
+    parsed.tuple = Tuple {
         source: network.source,
         destination: network.destination,
-        source_port: Be16::new(0),
-        destination_port: Be16::new(0),
+        source_port: Be16::from_raw(ports[0]),
+        destination_port: Be16::from_raw(ports[1]),
         protocol,
         pad: [0; 3],
     };
-    let (mut flags, mut sequence, mut acknowledged) = (0, 0, 0);
-    if protocol == TCP {
-        let tcp: TcpHdr = packet.read(l4).ok_or(Reason::Malformed)?;
-        let bits: [u8; 14] = packet.read(l4).ok_or(Reason::Malformed)?;
-        tuple.source_port = Be16::from_bytes(tcp.source);
-        tuple.destination_port = Be16::from_bytes(tcp.dest);
-        flags = bits[13];
-        sequence = u32::from_be_bytes(tcp.seq);
-        acknowledged = u32::from_be_bytes(tcp.ack_seq);
-    } else {
-        let ports: [u8; 8] = packet.read(l4).ok_or(Reason::Malformed)?;
-        tuple.source_port = Be16::from_bytes([ports[0], ports[1]]);
-        tuple.destination_port = Be16::from_bytes([ports[2], ports[3]]);
-    }
-    Ok(Parsed {
-        link,
-        l4,
-        tuple,
-        length: network.length,
-        ttl: network.ttl,
-        tos: network.tos,
-        flags,
-        sequence,
-        acknowledged,
-    })
+    parsed.length = network.length;
+    parsed.ttl = network.ttl;
+    parsed.tos = network.tos;
+    Ok(())
 }

@@ -4,8 +4,8 @@
 use network_types::ip::Ipv6Hdr;
 
 use super::{
-    Path, Verdict, encap,
-    parse::{IPV4_LEN, IPV6_LEN, Layout, Parsed, TCP, TCP_LEN, tcp_flag},
+    FamilyScratch, Path, Verdict, encap,
+    parse::{IPV4_LEN, IPV6_LEN, Layout, Parsed, TCP, TCP_LEN, UDP_LEN, tcp_flag},
 };
 use crate::{
     abi::Reason,
@@ -18,21 +18,20 @@ use crate::{
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const ICMP_LEN: u32 = 8;
-const UDP_LEN: u32 = 8;
 
 /// Type 3, code 3 (RFC 792) and type 1, code 4 (RFC 4443, section 3.1): port unreachable, as loaded.
 const UNREACHABLE_V4: u16 = u16::from_ne_bytes([3, 3]);
 const UNREACHABLE_V6: u16 = u16::from_ne_bytes([1, 4]);
 
-/// Answers a packet that no backend will: `reason` says why.
+/// Answers a packet that no backend will: `scratch.refusal` says why.
 #[inline(never)]
 pub(crate) fn answer<A: Layout, P: Packet, T: Tables>(
     packet: &mut P,
     path: &Path<'_, T>,
-    parsed: &Parsed<A>,
-    frontend: u32,
-    reason: Reason,
+    scratch: &FamilyScratch<A>,
 ) -> u64 {
+    let (parsed, frontend) = (&scratch.parsed, scratch.frontend.id);
+    let reason = Reason::from_number(scratch.refusal);
     if path.tables.home() == Home::Tc {
         // Has been answered in the driver.
         return Verdict::NotOurs.pack();
@@ -82,7 +81,6 @@ fn headers<A: Layout, P: Packet>(
     protocol: u8,
     payload: u16,
 ) -> Option<()> {
-    let ethernet = &parsed.link.ethernet;
     let link = parsed.link.length;
     let tuple = parsed.tuple.reversed();
     let written = if A::VERSION == 4 {
@@ -102,7 +100,7 @@ fn headers<A: Layout, P: Packet>(
         };
         packet.write(link, &header)
     };
-    (written && packet.write(0, &ethernet.src_addr) && packet.write(6, &ethernet.dst_addr))
+    (written && packet.write(0, &parsed.link.source) && packet.write(6, &parsed.link.destination))
         .then_some(())
 }
 

@@ -3,16 +3,10 @@
 use network_types::ip::Ipv4Hdr;
 
 use super::{
-    Path, Step,
-    parse::{Layout, Parsed, TCP},
+    FamilyScratch, Path, Step,
+    parse::{Layout, TCP},
 };
-use crate::{
-    abi::{Flow, Reason},
-    bytes::V4,
-    checksum::Delta,
-    packet::Packet,
-    tables::Tables,
-};
+use crate::{abi::Reason, bytes::V4, checksum::Delta, packet::Packet, tables::Tables};
 
 /// Decrements the TTL or hop limit of the packet whose network header is at `offset`.
 #[inline(always)]
@@ -46,14 +40,14 @@ pub(crate) fn decrement_ttl<A: Layout, P: Packet>(
     }
 }
 
-/// Gives the packet the addresses and ports of `new`, and one hop less to live.
+/// Gives the packet the addresses and ports of its flow entry, and one hop less to live.
 #[inline(always)]
 pub(crate) fn translate<A: Layout, P: Packet, T: Tables>(
     packet: &mut P,
     path: &Path<'_, T>,
-    parsed: &Parsed<A>,
-    new: &Flow<A>,
+    scratch: &FamilyScratch<A>,
 ) -> Result<(), Reason> {
+    let (parsed, new) = (&scratch.parsed, &scratch.flow);
     path.tables.trace(Step::Rewrite {
         source: new.source.to_addr(),
         source_port: new.source_port,

@@ -1,19 +1,27 @@
-//! Room for what is too large for the kernel's stack of 512 bytes: per CPU there, a local on the host.
+//! What is known of the packet at hand: too large for the kernel's stack of 512 bytes, so per CPU there, a local on the
+//! host. Each step reads what the ones before it have written.
 
+use super::{egress::Exit, parse::Parsed};
 use crate::{
-    abi::{Flow, Tuple},
+    abi::{Flow, Frontend, Service, Tuple},
     bytes::{V4, V6},
 };
 
-/// Values of one packet's way through the flow tables.
+/// The packet of one family.
 #[derive(Clone, Copy, Default, Debug)]
 #[repr(C)]
 pub struct FamilyScratch<A> {
-    /// The packet's own flow entry.
+    pub(crate) parsed: Parsed<A>,
+    pub(crate) frontend: Frontend,
+    pub(crate) service: Service,
+    /// Why the client is to be answered: a [`crate::abi::Reason`] as number.
+    pub(crate) refusal: u32,
+    /// Where it leaves.
+    pub(crate) exit: Exit,
+    /// Its flow entry.
     pub(crate) flow: Flow<A>,
-    /// The other direction's.
+    /// The other direction's, and its key.
     pub(crate) opposite: Flow<A>,
-    /// Key of the other direction's entry.
     pub(crate) key: Tuple<A>,
 }
 

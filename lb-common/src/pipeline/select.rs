@@ -1,32 +1,21 @@
 //! Slot, owner, backend; and the modes that keep no state.
 
-use super::{
-    Path, Step, Verdict, egress, encap,
-    parse::{Layout, Parsed},
-    reject,
-};
+use super::{FamilyScratch, Path, Step, Verdict, classify, egress, encap, parse::Layout};
 use crate::{
-    abi::{Backend, Frontend, Mode, NO_OWNER, Reason, Region, Service, owner, service_flag},
+    abi::{Backend, Mode, NO_OWNER, Reason, Region, owner, service_flag},
     hash,
     packet::Packet,
     tables::{FamilyTables, Tables},
 };
 
-/// The backend that owns a flow.
-pub(crate) struct Selected {
-    pub(crate) id: u32,
-    pub(crate) backend: Backend,
-    /// Hash of the flow, or of the client; 0 where a single slot needs none.
-    pub(crate) hash: u64,
-}
-
-/// Table, slot, ordinal, member, backend: each step one array look-up.
+/// Id of the backend that owns the packet's flow, and the hash that led to it (0 where a single slot needs none).
+/// Table, slot, ordinal, member: each step one array look-up.
 #[inline(always)]
 pub(crate) fn owner_of<A: Layout, T: Tables>(
     path: &Path<'_, T>,
-    parsed: &Parsed<A>,
-    service: &Service,
-) -> Result<Selected, Reason> {
+    scratch: &FamilyScratch<A>,
+) -> Result<(u32, u64), Reason> {
+    let (parsed, service) = (&scratch.parsed, &scratch.service);
     let table = Region(service.table);
     if table.is_empty() {
         return Err(Reason::NoBackend);
@@ -61,12 +50,7 @@ pub(crate) fn owner_of<A: Layout, T: Tables>(
     let members = Region(service.members);
     let at = members.base().wrapping_add(u32::from(ordinal));
     let id = path.tables.member(at).ok_or(Reason::Inconsistent)? as u32;
-    let backend = path.tables.backend(id).ok_or(Reason::Inconsistent)?;
-    path.tables.trace(Step::Backend {
-        id,
-        mode: backend.mode,
-    });
-    Ok(Selected { id, backend, hash })
+    Ok((id, hash))
 }
 
 /// A packet of a service without `nat`: chosen anew each time, by hash.
@@ -74,21 +58,34 @@ pub(crate) fn owner_of<A: Layout, T: Tables>(
 pub(crate) fn stateless<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
-    parsed: &Parsed<A>,
-    frontend: Frontend,
-    service: &Service,
-) -> Verdict {
-    match owner_of(path, parsed, service) {
-        Ok(selected) => forward(packet, path, parsed, frontend, &selected),
-        Err(Reason::NoBackend) => Verdict::unpack(reject::answer(
-            packet,
-            path,
-            parsed,
-            frontend.id,
-            Reason::NoBackend,
-        )),
-        Err(reason) => path.end(frontend.id, reason),
+    scratch: &mut FamilyScratch<A>,
+) -> u64 {
+    let (id, hash) = match owner_of(path, scratch) {
+        Ok(selected) => selected,
+        Err(reason) => return unowned(path, scratch, reason),
+    };
+    let Some(backend) = path.tables.backend(id) else {
+        return path.end(scratch.frontend.id, Reason::Inconsistent).pack();
+    };
+    path.tables.trace(Step::Backend {
+        id,
+        mode: backend.mode,
+    });
+    forward(packet, path, scratch, &backend, id, hash).pack()
+}
+
+/// A service without backends answers its clients (contract A6.1).
+#[inline(always)]
+pub(crate) fn unowned<A: Layout, T: Tables>(
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    reason: Reason,
+) -> u64 {
+    if reason == Reason::NoBackend {
+        scratch.refusal = reason as u32;
+        return classify::UNANSWERED;
     }
+    path.end(scratch.frontend.id, reason).pack()
 }
 
 /// Sends a packet to its backend by a mode without state.
@@ -96,26 +93,27 @@ pub(crate) fn stateless<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
-    parsed: &Parsed<A>,
-    frontend: Frontend,
-    selected: &Selected,
+    scratch: &mut FamilyScratch<A>,
+    backend: &Backend,
+    id: u32,
+    hash: u64,
 ) -> Verdict {
+    let frontend = scratch.frontend.id;
     let bytes = packet.length();
-    let exit = match egress::to_backend(packet, path, parsed, &selected.backend) {
-        Ok(exit) => exit,
-        Err(reason) => return path.end(frontend.id, reason),
-    };
-    let outcome = if selected.backend.mode == Mode::Ipip as u8 {
-        encap::ipip(packet, path, parsed, selected, &exit)
-    } else if selected.backend.mode == Mode::L2 as u8 {
+    if let Err(reason) = egress::to_backend(packet, path, scratch, backend) {
+        return path.end(frontend, reason);
+    }
+    let outcome = if backend.mode == Mode::Ipip as u8 {
+        encap::ipip(packet, path, scratch, backend, hash)
+    } else if backend.mode == Mode::L2 as u8 {
         Ok(())
     } else {
         Err(Reason::Inconsistent)
     };
     if let Err(reason) = outcome {
-        return path.end(frontend.id, reason);
+        return path.end(frontend, reason);
     }
     path.tables
-        .count_forwarded(frontend.id, selected.id, bytes, parsed.is_syn());
-    egress::send(packet, path, &exit)
+        .count_forwarded(frontend, id, bytes, scratch.parsed.is_syn());
+    egress::send(packet, path, &scratch.exit)
 }
