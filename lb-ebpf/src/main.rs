@@ -2,7 +2,9 @@
 //! `lb_common::pipeline`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
+mod bounds;
 mod clock;
 mod maps;
 mod tables;

@@ -2,7 +2,7 @@
 //! agent sets them at load.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, xdp::DevMapHash},
 };
@@ -72,6 +72,10 @@ pub static DEVICES: DevMapHash = DevMapHash::with_max_entries(1024, 0);
 /// Room for what the stack has no place for. The program writes it; nothing survives a packet.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// A route look-up's question and answer, likewise.
+#[map]
+pub static ROUTE: PerCpuArray<bpf_fib_lookup> = PerCpuArray::with_max_entries(1, 0);
 
 /// Token buckets, per CPU. The program writes them.
 #[map]

@@ -19,8 +19,8 @@ use lb_common::{
 
 use crate::maps::{
     ADDRESSES, BACKEND_STATS, BACKENDS, BUCKETS, FLOWS4, FLOWS6, FRONTEND_STATS, FRONTENDS4,
-    FRONTENDS6, HALF_OPEN4, HALF_OPEN6, MEMBERS, NEXT_HOPS, REASONS, SERVICES, SETTINGS, SLOTS,
-    SOURCES4, SOURCES6,
+    FRONTENDS6, HALF_OPEN4, HALF_OPEN6, MEMBERS, NEXT_HOPS, REASONS, ROUTE, SERVICES, SETTINGS,
+    SLOTS, SOURCES4, SOURCES6,
 };
 
 /// All tables; the context is what route look-ups need.
@@ -154,10 +154,17 @@ macro_rules! family_tables {
 
             #[inline(always)]
             fn route(&self, $source: $address, $destination: $address) -> Route {
-                // SAFETY: the struct is integers and unions of them.
-                let mut $query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+                let Some(query) = ROUTE.get_ptr_mut(0) else {
+                    return Route::Unknown;
+                };
+                // SAFETY: this CPU's own element, of integers and unions of them; the program is not preempted by
+                // itself.
+                let $query = unsafe {
+                    *query = core::mem::zeroed();
+                    &mut *query
+                };
                 $fill
-                self.fib(&mut $query)
+                self.fib($query)
             }
         }
     };

@@ -24,6 +24,7 @@ use lb_common::{
     pipeline::{self, Verdict},
 };
 
+use crate::bounds::Bounds as _;
 use crate::{
     maps::{SCRATCH, SETTINGS},
     tables::KernelTables,
@@ -97,10 +98,8 @@ impl Skb {
     /// Start of `size` bytes at `offset`, if the linear part holds them.
     #[inline(always)]
     fn at(&self, offset: u32, size: usize) -> Option<usize> {
-        // SAFETY: the kernel gives a valid skb.
-        let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
-        let start = data + (offset & MAX_OFFSET) as usize;
-        (start + size <= end).then_some(start)
+        let start = self.skb.data() + (offset & MAX_OFFSET) as usize;
+        (start + size <= self.skb.data_end()).then_some(start)
     }
 }
 

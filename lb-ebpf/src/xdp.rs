@@ -16,6 +16,7 @@ use lb_common::{
 };
 
 use crate::{
+    bounds::Bounds as _,
     maps::{DEVICES, SCRATCH, SETTINGS},
     tables::KernelTables,
 };
@@ -55,15 +56,15 @@ impl XdpFrame {
     #[inline(always)]
     fn at(&self, offset: u32, size: usize) -> Option<usize> {
         // The mask changes nothing: the pipeline stays below. It is the bound that the verifier sees.
-        let start = self.context.data() + (offset & MAX_OFFSET) as usize;
-        (start + size <= self.context.data_end()).then_some(start)
+        let start = self.context.ctx.data() + (offset & MAX_OFFSET) as usize;
+        (start + size <= self.context.ctx.data_end()).then_some(start)
     }
 }
 
 impl Packet for XdpFrame {
     #[inline(always)]
     fn length(&self) -> u32 {
-        (self.context.data_end() - self.context.data()) as u32
+        (self.context.ctx.data_end() - self.context.ctx.data()) as u32
     }
 
     #[inline(always)]

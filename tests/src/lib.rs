@@ -5,6 +5,7 @@ pub mod balancer;
 pub mod clients;
 pub mod demo;
 pub mod foreign;
+pub mod kernel;
 pub mod netns;
 pub mod servers;
 pub mod stage;

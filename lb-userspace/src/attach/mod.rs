@@ -32,6 +32,7 @@ pub use self::{
     detach::{Detached, detach},
     error::{AttachError, Kind, Program},
     installation::{Installation, Replaces},
+    object::bytes as object,
     send::xdp_send,
     tc::TcChoice,
 };

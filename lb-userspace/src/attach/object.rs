@@ -10,7 +10,7 @@ use aya::{
 use super::{AttachError, layout::Layout, tc, xdp};
 
 /// The object that the build script built.
-pub(super) fn bytes() -> &'static [u8] {
+pub fn bytes() -> &'static [u8] {
     aya::include_bytes_aligned!(env!("MILLRACE_BPF_OBJECT"))
 }
 
