@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     io,
     net::IpAddr,
+    ops::Deref,
 };
 
 use lb_common::{
@@ -168,12 +169,14 @@ impl Tables for Overlay<'_> {
         self.read(live::element(&self.live.members, index))
     }
 
-    fn backend(&self, id: u32) -> Option<Backend> {
+    fn backend(&self, id: u32) -> Option<impl Deref<Target = Backend>> {
         self.read(live::element(&self.live.backends, id))
+            .map(Box::new)
     }
 
-    fn next_hop(&self, id: u32) -> Option<NextHop> {
+    fn next_hop(&self, id: u32) -> Option<impl Deref<Target = NextHop>> {
         self.read(live::element(&self.live.next_hops, id))
+            .map(Box::new)
     }
 
     fn now(&self) -> u32 {
