@@ -1,0 +1,248 @@
+//! Frames of all kinds, from a seed: clients of few addresses, so that many packets belong to flows that are there;
+//! replies of the backends that were chosen; and what is odd, broken or not ours.
+
+use std::net::IpAddr;
+
+use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
+
+use super::world::{FRONTENDS, OWN};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// Xorshift (Marsaglia 2003): the same frames in each run.
+pub(crate) struct Frames {
+    state: u64,
+    mac: [u8; 6],
+    /// Frames that left towards a backend under `nat`.
+    forwarded: Vec<Vec<u8>>,
+}
+
+impl Frames {
+    /// `mac`: of the interface they arrive on.
+    pub(crate) fn new(seed: u64, mac: [u8; 6]) -> Self {
+        Self {
+            state: seed,
+            mac,
+            forwarded: Vec::new(),
+        }
+    }
+
+    /// A number below `end`.
+    fn below(&mut self, end: u64) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        (self.state >> 11) % end
+    }
+
+    /// Tells of a frame that left: its backend may answer it.
+    pub(crate) fn left(&mut self, frame: &[u8]) {
+        if self.forwarded.len() < 4096 {
+            self.forwarded.push(frame.to_vec());
+        } else {
+            let at = self.below(4096) as usize;
+            self.forwarded[at] = frame.to_vec();
+        }
+    }
+
+    pub(crate) fn next(&mut self) -> Vec<u8> {
+        match self.below(100) {
+            0..55 => self.by_client(),
+            55..80 => self.reply().unwrap_or_else(|| self.by_client()),
+            80..85 => self.unknown_port(),
+            85..88 => self.foreign(),
+            88..91 => self.tagged(),
+            91..97 => self.broken(),
+            _ => self.noise(),
+        }
+    }
+
+    /// One of 32 clients; half of them are in no restricted service's ranges, one is on link without a neighbour.
+    fn client(&mut self, v4: bool) -> (IpAddr, u16) {
+        let number = self.below(32) as u8;
+        let ip = match (v4, number) {
+            (true, 31) => [10, 0, 0, 77].into(),
+            (true, _) => [198, 51, 100, number * 8].into(),
+            (false, 31) => ip("2001:db8:1::77"),
+            (false, _) => ip(&format!("2001:db8:9::{}:{number}", number % 2)),
+        };
+        (ip, 1024 + self.below(8) as u16)
+    }
+
+    fn by_client(&mut self) -> Vec<u8> {
+        let (vip, port, protocol) = FRONTENDS[self.below(FRONTENDS.len() as u64) as usize];
+        let vip = ip(vip);
+        let from = self.client(vip.is_ipv4());
+        let mut frame = self.packet(from, (vip, port), protocol);
+        self.vary(&mut frame);
+        frame
+    }
+
+    /// Flags, TTL and payload of all kinds.
+    fn packet(&mut self, from: (IpAddr, u16), to: (IpAddr, u16), protocol: u8) -> Vec<u8> {
+        let ttl = [64, 64, 64, 255, 2, 1][self.below(6) as usize];
+        let length = [0, 0, 1, 100, 1440, 1460, 1472][self.below(7) as usize];
+        let payload = vec![0xa5; length];
+        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], self.mac);
+        let builder = match (from.0, to.0) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), ttl),
+            (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), ttl),
+            _ => unreachable!("ends of one family"),
+        };
+        let mut frame = Vec::new();
+        if protocol == 17 {
+            let builder = builder.udp(from.1, to.1);
+            builder
+                .write(&mut frame, &payload)
+                .expect("a vector takes it");
+        } else {
+            let sequence = self.below(1 << 32) as u32;
+            let mut tcp = TcpHeader::new(from.1, to.1, sequence, 1000);
+            match self.below(10) {
+                0..4 => tcp.syn = true,
+                4 => tcp.rst = true,
+                5 => (tcp.fin, tcp.ack) = (true, true),
+                _ => tcp.ack = true,
+            }
+            tcp.acknowledgment_number = 7001;
+            let builder = builder.tcp_header(tcp);
+            builder
+                .write(&mut frame, &payload)
+                .expect("a vector takes it");
+        }
+        frame
+    }
+
+    /// What a network may do to a good frame, or a client of its own: DSCP and ECN, no UDP checksum, wrong checksums.
+    fn vary(&mut self, frame: &mut [u8]) {
+        match self.below(12) {
+            0 => frame[15] = self.below(256) as u8,
+            1 if frame[12..14] == [8, 0] && frame[23] == 17 => frame[40..42].fill(0),
+            2 => {
+                let last = frame.len() - 1;
+                frame[last] ^= 1;
+            }
+            _ => {}
+        }
+    }
+
+    /// A backend's answer to one of the frames that left.
+    fn reply(&mut self) -> Option<Vec<u8>> {
+        if self.forwarded.is_empty() {
+            return None;
+        }
+        let at = self.below(self.forwarded.len() as u64) as usize;
+        let asked = self.forwarded[at].clone();
+        let asked = SlicedPacket::from_ethernet(&asked).ok()?;
+        let (from, to): (IpAddr, IpAddr) = match asked.net? {
+            NetSlice::Ipv4(ip) => (
+                ip.header().destination_addr().into(),
+                ip.header().source_addr().into(),
+            ),
+            NetSlice::Ipv6(ip) => (
+                ip.header().destination_addr().into(),
+                ip.header().source_addr().into(),
+            ),
+            NetSlice::Arp(_) => return None,
+        };
+        if !OWN.iter().any(|own| own.parse() == Ok(to)) {
+            return None;
+        }
+        let (source, destination, protocol) = match asked.transport? {
+            TransportSlice::Tcp(tcp) => (tcp.destination_port(), tcp.source_port(), 6),
+            TransportSlice::Udp(udp) => (udp.destination_port(), udp.source_port(), 17),
+            _ => return None,
+        };
+        let mut frame = self.packet((from, source), (to, destination), protocol);
+        if protocol == 6 && self.below(2) == 0 {
+            // A SYN-ACK whose number the client's later ACKs acknowledge.
+            let tcp = frame.len().min(if from.is_ipv4() { 34 } else { 54 });
+            frame[tcp + 4..tcp + 8].copy_from_slice(&7000u32.to_be_bytes());
+            frame[tcp + 13] = 0x12;
+        }
+        Some(frame)
+    }
+
+    fn unknown_port(&mut self) -> Vec<u8> {
+        let (vip, _, protocol) = FRONTENDS[self.below(FRONTENDS.len() as u64) as usize];
+        let vip = ip(vip);
+        let from = self.client(vip.is_ipv4());
+        let port = [81, 8080, 61_500][self.below(3) as usize];
+        self.packet(from, (vip, port), protocol)
+    }
+
+    /// To an address of no one's here, and to an own address without a flow.
+    fn foreign(&mut self) -> Vec<u8> {
+        let to = ["203.0.113.1", "2001:db8:5::1", OWN[0], OWN[1]][self.below(4) as usize];
+        let to = ip(to);
+        let from = self.client(to.is_ipv4());
+        let port = [80, 61_005, 65_535][self.below(3) as usize];
+        let protocol = [6, 17][self.below(2) as usize];
+        self.packet(from, (to, port), protocol)
+    }
+
+    /// With one VLAN tag, two, or one too many.
+    fn tagged(&mut self) -> Vec<u8> {
+        let frame = self.by_client();
+        let id = self.below(4095) as u16;
+        let tag = [0x81, 0, (id >> 8) as u8, id as u8];
+        let mut tagged = frame[..12].to_vec();
+        for _ in 0..=self.below(3) {
+            tagged.extend(tag);
+        }
+        tagged.extend(&frame[12..]);
+        tagged
+    }
+
+    /// Cut, fragmented, with options or extension headers, of other protocols, or with a flipped bit in its headers.
+    fn broken(&mut self) -> Vec<u8> {
+        let mut frame = self.by_client();
+        match self.below(6) {
+            0 => frame.truncate(14 + self.below(60) as usize),
+            1 if frame[12] == 8 => frame[20] |= 0x20,
+            1 | 2 => self.other_protocol(&mut frame),
+            3 if frame[12] == 8 => {
+                // Four bytes of options; the total length goes with them.
+                frame[14] = 0x46;
+                let total = u16::from_be_bytes([frame[16], frame[17]]) + 4;
+                frame[16..18].copy_from_slice(&total.to_be_bytes());
+                frame.splice(34..34, [1, 1, 1, 0]);
+            }
+            3 => {
+                // A hop-by-hop header of eight bytes (RFC 8200, section 4.3).
+                let next = std::mem::replace(&mut frame[20], 0);
+                let length = u16::from_be_bytes([frame[18], frame[19]]) + 8;
+                frame[18..20].copy_from_slice(&length.to_be_bytes());
+                frame.splice(54..54, [next, 0, 1, 4, 0, 0, 0, 0]);
+            }
+            _ => {
+                let at = 12 + self.below(frame.len().min(80) as u64 - 12) as usize;
+                frame[at] ^= 1 << self.below(8);
+            }
+        }
+        frame
+    }
+
+    fn other_protocol(&mut self, frame: &mut [u8]) {
+        let protocols = [
+            IpNumber::ICMP,
+            IpNumber::IPV6_ICMP,
+            IpNumber::SCTP,
+            IpNumber::IPV4,
+        ];
+        let protocol = protocols[self.below(4) as usize].0;
+        // The protocol field of IPv4, the next header of IPv6.
+        let at = if frame[12] == 8 { 23 } else { 20 };
+        frame[at] = protocol;
+    }
+
+    fn noise(&mut self) -> Vec<u8> {
+        let length = 14 + self.below(100) as usize;
+        let mut frame: Vec<u8> = (0..length).map(|_| self.below(256) as u8).collect();
+        let types = [[8, 0], [0x86, 0xdd], [8, 6], [0x81, 0]];
+        frame[12..14].copy_from_slice(&types[self.below(4) as usize]);
+        frame
+    }
+}

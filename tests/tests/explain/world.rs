@@ -1,0 +1,234 @@
+//! What the balancer of this test serves: every mode in both families, next hops of each kind, by ops.
+
+use std::net::IpAddr;
+
+use lb_common::{
+    abi::{
+        Backend, FILTER_WORDS, Frontend, FrontendKey, Mode, NextHop, Region, Service, Settings,
+        SourceKey, filter_bit, service_flag, slot_of,
+    },
+    bytes::{Addr, Address as _, Be16, V4, V6},
+};
+use lb_userspace::plan::Op;
+
+/// Own addresses: sources of translated packets and of outer headers.
+pub(crate) const OWN: [&str; 2] = ["10.0.0.1", "2001:db8:1::1"];
+
+/// A frontend's address, port and protocol. The last ones' services are restricted, and without backends.
+pub(crate) const FRONTENDS: [(&str, u16, u8); 14] = [
+    ("192.0.2.10", 443, 6),
+    ("192.0.2.10", 53, 17),
+    ("2001:db8::10", 443, 6),
+    ("2001:db8::10", 53, 17),
+    ("192.0.2.11", 80, 6),
+    ("192.0.2.11", 53, 17),
+    ("2001:db8::11", 80, 6),
+    ("2001:db8::11", 53, 17),
+    ("192.0.2.12", 80, 6),
+    ("2001:db8::12", 80, 6),
+    ("192.0.2.13", 80, 6),
+    ("2001:db8::13", 80, 6),
+    ("192.0.2.14", 80, 6),
+    ("2001:db8::14", 80, 6),
+];
+
+/// Service index of each frontend.
+const SERVICE_OF: [u32; FRONTENDS.len()] = [1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5, 6, 6];
+
+/// Next hops by id: 1 on the interface that packets come in by, 2 on another, 3 unresolved.
+const NEXT_HOPS: u32 = 3;
+
+/// Mode, address, next hop. Id 0 is never used.
+const BACKENDS: [(Mode, &str, u32); 15] = [
+    (Mode::Nat, "10.0.0.11", 1),
+    (Mode::Nat, "10.1.0.12", 2),
+    (Mode::Nat, "10.0.0.13", 0),
+    (Mode::Nat, "2001:db8:1::11", 1),
+    (Mode::Nat, "2001:db8:2::12", 2),
+    (Mode::Nat, "2001:db8:1::13", 0),
+    (Mode::Ipip, "10.0.0.11", 1),
+    (Mode::Ipip, "2001:db8:2::12", 2),
+    (Mode::Ipip, "10.0.0.13", 0),
+    (Mode::Ipip, "2001:db8:1::11", 1),
+    (Mode::L2, "10.0.0.11", 1),
+    (Mode::L2, "10.1.0.12", 2),
+    (Mode::L2, "10.0.0.14", 3),
+    (Mode::Nat, "10.0.0.14", 3),
+    (Mode::Nat, "10.9.9.9", 0),
+];
+
+/// Number of ids of backends and of frontends, 0 included.
+pub(crate) const BACKEND_IDS: u32 = BACKENDS.len() as u32 + 1;
+pub(crate) const FRONTEND_IDS: u32 = FRONTENDS.len() as u32 + 1;
+
+/// Backend ids of services 1 to 6.
+const MEMBERS: [&[u32]; 6] = [
+    &[1, 2, 3, 14, 15],
+    &[4, 5, 6],
+    &[7, 8, 9, 10],
+    &[11, 12, 13],
+    &[11],
+    &[],
+];
+
+const FLAGS: [u64; 6] = [
+    service_flag::FLOWS,
+    service_flag::FLOWS | service_flag::AFFINITY,
+    0,
+    service_flag::AFFINITY,
+    service_flag::SOURCE_RANGES,
+    0,
+];
+
+/// Log2 of the number of slots, and of the number of members, of each service.
+const TABLE: u8 = 6;
+const REGION: u8 = 3;
+
+fn addr(text: &str) -> Addr {
+    text.parse::<IpAddr>().expect("an address").into()
+}
+
+/// The ops that make this world. `macs`: own MAC and interface index of each interface.
+pub(crate) fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
+    let mut ops = vec![Op::Settings(Settings {
+        hash_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
+        hz,
+        // 61000 to 65535.
+        nat_ports: 0xffff_ee48,
+        reject_rate: 1_000_000,
+        reject_burst: 1_000_000,
+        flow_rate: 1_000_000,
+        flow_burst: 1_000_000,
+        ..Settings::default()
+    })];
+    for (_, ifindex) in macs {
+        ops.push(Op::InsertDevice { ifindex });
+    }
+    for id in 1..=NEXT_HOPS {
+        let (mac, ifindex) = macs[usize::from(id == 2)];
+        let known = if id == 3 { 0 } else { NextHop::RESOLVED };
+        ops.push(Op::NextHop {
+            id,
+            value: NextHop {
+                destination: NextHop::destination_word(
+                    [2, 0, 0, 9, 0, id as u8],
+                    known | NextHop::XDP_SEND,
+                ),
+                source: NextHop::source_word(mac, 1500),
+                ifindex,
+                reserved: 0,
+                gateway: addr("10.0.0.14"),
+            },
+        });
+    }
+    for (index, (mode, address, next_hop)) in BACKENDS.into_iter().enumerate() {
+        let address = addr(address);
+        ops.push(Op::Backend {
+            id: index as u32 + 1,
+            value: Backend {
+                address,
+                source: addr(OWN[usize::from(!address.is_v4())]),
+                port: Be16::new(8080),
+                mode: mode as u8,
+                pad: 0,
+                generation: 1,
+                next_hop,
+                state: 1,
+            },
+        });
+    }
+    for (index, members) in MEMBERS.into_iter().enumerate() {
+        ops.extend(service(index as u32 + 1, members, FLAGS[index]));
+    }
+    for key in [0, 128] {
+        ops.push(Op::InsertSource4 {
+            key: SourceKey {
+                service_be: 5u32.to_be(),
+                client: V4::from_bytes([198, 51, 100, key]),
+            },
+            bits: 26,
+        });
+    }
+    ops.push(Op::InsertSource6 {
+        key: SourceKey {
+            service_be: 5u32.to_be(),
+            client: V6::from_addr(&addr("2001:db8:9::")),
+        },
+        bits: 112,
+    });
+    let mut filter = vec![0u64; FILTER_WORDS as usize];
+    let mut set = |address: &Addr| {
+        let (word, bit) = if address.is_v4() {
+            filter_bit(&V4::from_addr(address))
+        } else {
+            filter_bit(&V6::from_addr(address))
+        };
+        filter[word as usize] |= bit;
+    };
+    for own in OWN {
+        set(&addr(own));
+    }
+    for (index, (address, port, protocol)) in FRONTENDS.into_iter().enumerate() {
+        let address = addr(address);
+        set(&address);
+        let value = Frontend {
+            service: SERVICE_OF[index],
+            id: index as u32 + 1,
+        };
+        let port = Be16::new(port);
+        if address.is_v4() {
+            let address = V4::from_addr(&address);
+            let key = FrontendKey::new(address, port, protocol);
+            ops.push(Op::InsertFrontend4 { key, value });
+            ops.push(Op::InsertFrontend4 {
+                key: FrontendKey::vip(address),
+                value: Frontend::default(),
+            });
+        } else {
+            let address = V6::from_addr(&address);
+            let key = FrontendKey::new(address, port, protocol);
+            ops.push(Op::InsertFrontend6 { key, value });
+            ops.push(Op::InsertFrontend6 {
+                key: FrontendKey::vip(address),
+                value: Frontend::default(),
+            });
+        }
+    }
+    for (index, word) in filter.into_iter().enumerate() {
+        let index = index as u32;
+        ops.push(Op::Address { index, word });
+    }
+    ops
+}
+
+fn service(index: u32, members: &[u32], flags: u64) -> [Op; 3] {
+    let (slots, ordinals) = ((index - 1) << TABLE, (index - 1) << REGION);
+    let owner = |slot: u32| match members.len() as u32 {
+        0 => 0,
+        count => slot_of([(slot % count) as u16, u16::MAX, u16::MAX, u16::MAX]),
+    };
+    let table = match members {
+        [] => Region::EMPTY,
+        [_] => Region::new(slots, 0, 1),
+        _ => Region::new(slots, TABLE, 1),
+    };
+    [
+        Op::Members {
+            base: ordinals,
+            members: members.iter().map(|id| u64::from(*id)).collect(),
+        },
+        Op::Slots {
+            base: slots,
+            slots: (0..1 << TABLE).map(owner).collect(),
+        },
+        Op::Service {
+            index,
+            value: Service {
+                table: table.0,
+                members: Region::new(ordinals, REGION, 1).0,
+                flags: flags | service_flag::LIVE,
+                reserved: 0,
+            },
+        },
+    ]
+}
