@@ -16,6 +16,7 @@ mod installation;
 mod layout;
 mod link;
 mod lock;
+mod look;
 mod netlink;
 mod object;
 mod pins;
@@ -32,6 +33,7 @@ pub use self::{
     detach::{Detached, detach},
     error::{AttachError, Kind, Program},
     installation::{Installation, Replaces},
+    look::{Seen, SeenInterface, look},
     object::bytes as object,
     send::xdp_send,
     tc::TcChoice,

@@ -61,7 +61,7 @@ enum Verb {
     /// Run the agent
     Run(run::Args),
     /// Show the node: agent, interfaces, sources, maps
-    Status,
+    Status(status::Args),
     /// Show frontends and their traffic
     Services,
     /// Show backends: state, slots, traffic
@@ -90,7 +90,7 @@ impl Cli {
         let global = &self.global;
         match &self.verb {
             Verb::Run(args) => run::run(args, global),
-            Verb::Status => status::run(global),
+            Verb::Status(args) => status::run(args, global),
             Verb::Services => services::run(global),
             Verb::Backends(args) => backends::run(args, global),
             Verb::Flows(args) => flows::run(args, global),

@@ -1,20 +1,55 @@
 //! `millrace status`: the node at a glance.
 
-use std::fmt::Write as _;
+use std::{
+    cell::Cell,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
 
 use super::{
-    Exit, Failure, Global, client,
+    Exit, Failure, Global, client, detach,
     show::show,
-    table::{age, percent, short, table},
+    table::{age, or_dash, percent, short, table},
 };
 use crate::{
-    observe::view::Status,
+    attach::{self, DEFAULT_PIN_ROOT},
+    observe::{offline, view::Status},
     state::{Attached, SourceState},
 };
 
-pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
-    show(global, || client::get(&global.socket, "/v1/status"), draw)?;
-    Ok(Exit::Ok)
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// Folder of the pins, for when no agent runs
+    #[arg(long, value_name = "PATH", env = "MILLRACE_PIN_ROOT", default_value = DEFAULT_PIN_ROOT)]
+    pin_root: PathBuf,
+}
+
+/// Without an agent what the pins tell is shown, and the end is that of no agent all the same.
+pub(super) fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
+    let no_agent = Cell::new(None);
+    show(
+        global,
+        || match client::get(&global.socket, "/v1/status") {
+            Err(failure) if failure.exit == Exit::NoAgent => match pinned(&args.pin_root)? {
+                Some(status) => {
+                    no_agent.set(Some(failure));
+                    Ok(status)
+                }
+                None => Err(failure),
+            },
+            answer => answer,
+        },
+        draw,
+    )?;
+    no_agent.take().map_or(Ok(Exit::Ok), Err)
+}
+
+fn pinned(pin_root: &Path) -> Result<Option<Status>, Failure> {
+    let seen = attach::look(pin_root).map_err(detach::failure)?;
+    let status = seen.map(|seen| offline::status(&seen)).transpose();
+    Ok(status.context("pinned maps")?)
 }
 
 fn draw(status: &Status, _wide: bool) -> String {
@@ -46,7 +81,7 @@ fn draw(status: &Status, _wide: bool) -> String {
         status.interfaces.iter().map(|interface| {
             [
                 interface.name.clone(),
-                interface.driver.clone(),
+                or_dash((!interface.driver.is_empty()).then_some(&interface.driver)),
                 interface.mtu.to_string(),
                 attached(&interface.attached).to_owned(),
                 interface.vips.to_string(),
@@ -56,18 +91,20 @@ fn draw(status: &Status, _wide: bool) -> String {
             ]
         }),
     ));
-    add(table(
-        ["SOURCE", "STATE", "AGE", "OBJECTS", "SKIPPED"],
-        status.sources.iter().map(|source| {
-            [
-                source.name.clone(),
-                source_state(source.state).to_owned(),
-                age(source.age_seconds),
-                source.objects.to_string(),
-                source.skipped.to_string(),
-            ]
-        }),
-    ));
+    if !status.sources.is_empty() {
+        add(table(
+            ["SOURCE", "STATE", "AGE", "OBJECTS", "SKIPPED"],
+            status.sources.iter().map(|source| {
+                [
+                    source.name.clone(),
+                    source_state(source.state).to_owned(),
+                    age(source.age_seconds),
+                    source.objects.to_string(),
+                    source.skipped.to_string(),
+                ]
+            }),
+        ));
+    }
     add(table(
         ["MAP", "USED", "MAX", "USE"],
         status.maps.iter().map(|map| {

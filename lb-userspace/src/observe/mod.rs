@@ -6,6 +6,7 @@ pub mod explain;
 mod http;
 mod join;
 mod metrics;
+pub mod offline;
 mod query;
 mod rates;
 mod read;

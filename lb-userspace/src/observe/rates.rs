@@ -146,7 +146,7 @@ impl Rates {
 }
 
 /// `/proc/net/dev`: of each interface bytes, packets, errors, drops …, received then sent.
-fn link_counts(text: &str) -> HashMap<String, LinkCount> {
+pub(super) fn link_counts(text: &str) -> HashMap<String, LinkCount> {
     text.lines()
         .filter_map(|line| {
             let (name, numbers) = line.split_once(':')?;

@@ -29,15 +29,7 @@ pub(super) struct Maps {
 
 impl Maps {
     pub(super) fn open(folder: &Path, clock: Arc<Clock>) -> Result<Self, OpenError> {
-        let path = folder.join("SETTINGS");
-        let settings = MapData::from_pin(&path)
-            .and_then(Map::from_map_data)
-            .and_then(Array::<_, Settings>::try_from)
-            .and_then(|settings| settings.get(&0, 0))
-            .map_err(|source: MapError| OpenError::Pin {
-                path: path.display().to_string(),
-                source,
-            })?;
+        let settings = settings(folder)?;
         Ok(Self {
             folder: folder.to_owned(),
             counters: Counters::open(folder)?,
@@ -134,4 +126,17 @@ impl Maps {
             idle_seconds: u64::from(u32::try_from(row.idle as i32).unwrap_or(0) / self.hz),
         }
     }
+}
+
+/// What holds for every packet.
+pub(super) fn settings(folder: &Path) -> Result<Settings, OpenError> {
+    let path = folder.join("SETTINGS");
+    MapData::from_pin(&path)
+        .and_then(Map::from_map_data)
+        .and_then(Array::<_, Settings>::try_from)
+        .and_then(|settings| settings.get(&0, 0))
+        .map_err(|source: MapError| OpenError::Pin {
+            path: path.display().to_string(),
+            source,
+        })
 }
