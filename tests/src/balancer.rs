@@ -216,18 +216,18 @@ impl Balancer {
     }
 
     fn run_command(&self) -> Result<Command> {
-        let mut command = Command::new(sibling("millrace")?);
+        let mut command = self.command()?;
         command.arg("run").arg("--config").arg(self.file());
-        command
-            .arg("--pin-root")
-            .arg(&self.pins)
-            .arg("--socket")
-            .arg(self.socket());
         Ok(command)
     }
 
-    fn socket(&self) -> PathBuf {
-        self.folder.file("millrace.sock")
+    /// `millrace` with this instance's own places.
+    fn command(&self) -> Result<Command> {
+        let mut command = Command::new(sibling("millrace")?);
+        command.env("MILLRACE_PIN_ROOT", &self.pins);
+        command.env("MILLRACE_RUN_FOLDER", self.folder.file("run"));
+        command.env("MILLRACE_SOCKET", self.folder.file("millrace.sock"));
+        Ok(command)
     }
 
     /// SIGKILL, with no time to tidy up.
@@ -256,12 +256,8 @@ impl Balancer {
 
     /// `millrace ARGUMENTS`, whatever its exit code.
     pub fn output(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = Command::new(sibling("millrace")?);
+        let mut command = self.command()?;
         command.args(arguments);
-        match arguments.first() {
-            Some(&"detach") => command.arg("--pin-root").arg(&self.pins),
-            _ => command.arg("--socket").arg(self.socket()),
-        };
         self.netns.output(&mut command)
     }
 

@@ -218,6 +218,8 @@ fn a_second_agent_on_the_same_interface_is_refused() -> Result<()> {
     let stage = Stage::set(Way::Nat, Shape::OneArm)?;
     let host = &stage.topology.balancer.netns;
     let attached = xdp_program(host)?;
+    let (code, said) = stage.balancer.refusal()?;
+    assert_eq!(code, Some(9), "with the same pin folder: {said}");
     let second = Balancer::prepare(host)?;
     second.write(&stage.configuration.to_string())?;
     let (code, said) = second.refusal()?;
