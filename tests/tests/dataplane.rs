@@ -136,7 +136,7 @@ fn every_op() -> Vec<Op> {
             hash_key: [1, 2],
             flags: 1,
             hz: 250,
-            nat_ports: 61_000 | 65_535 << 16,
+            nat_ports: 0xee48 | 0xffff << 16,
             ..Settings::default()
         }),
         Op::ZeroFrontend { id: 1 },

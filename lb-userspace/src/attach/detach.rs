@@ -32,6 +32,16 @@ pub fn detach(
     }
     let run_folder = run_folder(run_root, pin_root);
     let lock = Lock::take(&lock_file(&run_folder))?;
+    let root = Root::existing(pin_root);
+    if let Some(root) = &root {
+        // What is not ours is told before anything is removed.
+        for pin in root.links()? {
+            pin.open()?;
+        }
+        for generation in root.generations()? {
+            generation.map_ids()?;
+        }
+    }
     let mut done = Detached::default();
     let wanted = |name: &str| interfaces.is_none_or(|names| names.iter().any(|one| one == name));
     for interface in netlink::interfaces().map_err(AttachError::system("interfaces"))? {
@@ -39,7 +49,6 @@ pub fn detach(
             done.interfaces.insert(interface.name);
         }
     }
-    let root = Root::existing(pin_root);
     let mut left = 0;
     if let Some(root) = &root {
         for pin in root.links()? {

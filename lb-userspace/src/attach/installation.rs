@@ -204,7 +204,8 @@ struct Choice {
 }
 
 /// Takes the pinned set that is as this build needs it, if attached programs use it or none are attached; else a new
-/// one. A set that nobody uses and that is not complete is what an interrupted start left.
+/// one. A set that nobody uses beside one in
+/// use is what an interrupted start left; it is removed.
 fn choose(root: &Root, layouts: &[Layout]) -> Result<Choice, AttachError> {
     let used_maps = used_maps(root)?;
     let mut adoptable = Vec::new();
@@ -226,11 +227,15 @@ fn choose(root: &Root, layouts: &[Layout]) -> Result<Choice, AttachError> {
         }
     }
     let nothing_used = active.is_none() && !adoptable.iter().any(|(_, used)| *used);
-    let chosen = adoptable
-        .into_iter()
-        .rev()
-        .find(|(_, used)| *used || nothing_used);
-    if let Some((generation, _)) = chosen {
+    let mut chosen = None;
+    for (generation, used) in adoptable.into_iter().rev() {
+        if chosen.is_none() && (used || nothing_used) {
+            chosen = Some(generation);
+        } else if !used {
+            generation.remove()?;
+        }
+    }
+    if let Some(generation) = chosen {
         return Ok(Choice {
             generation,
             fresh: false,

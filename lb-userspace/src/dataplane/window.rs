@@ -149,14 +149,9 @@ impl Words {
         let mut value = MaybeUninit::<T>::uninit();
         for number in 0..size_of::<T>() / 8 {
             let word = self.load(index, number * 8)?;
+            let place = value.as_mut_ptr().cast::<u64>();
             // SAFETY: within the value.
-            unsafe {
-                value
-                    .as_mut_ptr()
-                    .cast::<u64>()
-                    .add(number)
-                    .write_unaligned(word)
-            };
+            unsafe { place.add(number).write_unaligned(word) };
         }
         // SAFETY: every word was written, and any bits are a value of a Pod.
         Ok(unsafe { value.assume_init() })
