@@ -95,7 +95,7 @@ impl Place {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let facts = runtime.block_on(net::snapshot(|_, _| true))?;
+        let facts = runtime.block_on(net::snapshot(|_, _| net::Sending::Always))?;
         let hz = installation.clock()?.rate()?;
         let place = Self {
             installation,

@@ -8,7 +8,7 @@ use lb_tests::{
     netns::Netns,
     topology::{Shape, Topology},
 };
-use lb_userspace::net::{Facts, Pokes, Source, Update, path::resolve, poke, xdp_send};
+use lb_userspace::net::{Facts, Pokes, Update, follow, path::resolve, xdp_send};
 use tokio::{
     runtime,
     sync::mpsc,
@@ -19,20 +19,19 @@ use tokio::{
 struct Follower {
     facts: Facts,
     updates: mpsc::Receiver<Vec<Update>>,
-    handle: rtnetlink::Handle,
+    pokes: mpsc::Sender<Vec<(u32, IpAddr)>>,
 }
 
 impl Follower {
-    fn start() -> Result<Self> {
-        let source = Source::open(xdp_send)?;
+    fn start() -> Self {
         let (sender, updates) = mpsc::channel(16);
-        let handle = source.handle();
-        tokio::spawn(source.run(sender));
-        Ok(Self {
+        let (pokes, receiver) = mpsc::channel(1);
+        tokio::spawn(follow(xdp_send, sender, receiver));
+        Self {
             facts: Facts::default(),
             updates,
-            handle,
-        })
+            pokes,
+        }
     }
 
     /// Applies updates until the facts are as `expected`.
@@ -52,17 +51,17 @@ impl Follower {
 }
 
 /// Runs `work` inside the namespace, on a runtime of its own.
-fn follow(netns: &Netns, work: impl AsyncFnOnce(Follower) -> Result<()> + Send) -> Result<()> {
+fn inside(netns: &Netns, work: impl AsyncFnOnce(Follower) -> Result<()> + Send) -> Result<()> {
     netns.enter(|| {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        runtime.block_on(async { work(Follower::start()?).await })
+        runtime.block_on(async { work(Follower::start()).await })
     })
 }
 
 fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
+    text.parse().expect("an address")
 }
 
 fn hop(facts: &Facts, to: &str) -> Option<(String, IpAddr)> {
@@ -77,7 +76,7 @@ fn routes_and_links_are_followed() -> Result<()> {
     }
     let topology = Topology::build(Shape::TwoArms, 1)?;
     let balancer = &topology.balancer.netns;
-    follow(balancer, async |mut facts| {
+    inside(balancer, async |mut facts| {
         let default = |to| Some((String::from("eth0"), ip(to)));
         facts
             .until("start", |facts| {
@@ -139,7 +138,7 @@ fn wanted_neighbours_are_resolved_and_stay_so() -> Result<()> {
         let key = format!("net.{family}.neigh.eth0.delay_first_probe_time");
         topology.balancer.netns.sysctl(&key, "1")?;
     }
-    follow(&topology.balancer.netns, async |mut facts| {
+    inside(&topology.balancer.netns, async |mut facts| {
         facts
             .until("start", |facts| !facts.links.is_empty())
             .await?;
@@ -148,9 +147,10 @@ fn wanted_neighbours_are_resolved_and_stay_so() -> Result<()> {
             let path = resolve(&facts.facts, wanted).context("path")?;
             ensure!(path.neighbour.is_none(), "known before it was asked for");
             pokes.want(path.ifindex, path.gateway, Instant::now());
-            for (index, address) in pokes.due(&facts.facts, Instant::now()) {
-                poke(&mut facts.handle, index, address)?;
-            }
+            facts
+                .pokes
+                .send(pokes.due(&facts.facts, Instant::now()))
+                .await?;
             let resolved =
                 |facts: &Facts| resolve(facts, wanted).is_some_and(|path| path.neighbour.is_some());
             facts.until("resolved", resolved).await?;
@@ -170,9 +170,7 @@ fn wanted_neighbours_are_resolved_and_stay_so() -> Result<()> {
                 })
                 .await?;
             let later = Instant::now() + Duration::from_secs(1);
-            for (index, address) in pokes.due(&facts.facts, later) {
-                poke(&mut facts.handle, index, address)?;
-            }
+            facts.pokes.send(pokes.due(&facts.facts, later)).await?;
             facts
                 .until("confirmed", |facts| {
                     facts.neighbours.get(&key).is_some_and(|known| known.fresh)
@@ -204,7 +202,7 @@ fn lost_messages_are_made_up_for() -> Result<()> {
             )
         })
         .collect();
-    follow(&netns, async |mut facts| {
+    inside(&netns, async |mut facts| {
         facts
             .until("start", |facts| !facts.links.is_empty())
             .await?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 
 use super::{Exit, Failure, show::print};
-use crate::attach::{self, AttachError, DEFAULT_PIN_ROOT, DEFAULT_RUN_FOLDER, Detached, Kind};
+use crate::attach::{self, AttachError, DEFAULT_PIN_ROOT, DEFAULT_RUN_FOLDER, Detached};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -41,19 +41,7 @@ pub(super) fn failure(error: AttachError) -> Failure {
             ),
         );
     }
-    Failure::new(exit(error.kind()), error)
-}
-
-const fn exit(kind: Kind) -> Exit {
-    match kind {
-        Kind::Kernel => Exit::Kernel,
-        Kind::Privileges => Exit::Privileges,
-        Kind::Interface => Exit::Interface,
-        Kind::ForeignProgram => Exit::ForeignProgram,
-        Kind::SecondAgent => Exit::SecondAgent,
-        Kind::ForeignPin => Exit::ForeignPin,
-        Kind::Other => Exit::Failed,
-    }
+    error.into()
 }
 
 fn said(done: &Detached) -> String {

@@ -2,6 +2,8 @@
 
 use std::{fmt, process::ExitCode};
 
+use crate::attach::{AttachError, Kind};
+
 /// How the program ends. Numbers never change their meaning; 64 and above stay free for the system's own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
@@ -35,6 +37,26 @@ pub enum Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
+    }
+}
+
+impl From<Kind> for Exit {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Kernel => Self::Kernel,
+            Kind::Privileges => Self::Privileges,
+            Kind::Interface => Self::Interface,
+            Kind::ForeignProgram => Self::ForeignProgram,
+            Kind::SecondAgent => Self::SecondAgent,
+            Kind::ForeignPin => Self::ForeignPin,
+            Kind::Other => Self::Failed,
+        }
+    }
+}
+
+impl From<AttachError> for Failure {
+    fn from(error: AttachError) -> Self {
+        Self::new(error.kind().into(), error)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
 };
 
-pub use prober::{Assignment, Change, Connect, Prober, Target, Tcp};
+pub use prober::{Assignment, Change, Connect, Prober, SPREAD, Target, Tcp};
 pub use tracker::{Check, Tracker};
 
 /// Which backends are down. What is not checked, or not known yet, is not down.
@@ -38,5 +38,15 @@ impl View {
             self.down.remove(service);
         }
         changed
+    }
+
+    /// Forgets the backends of a service that are no longer checked.
+    pub fn retain(&mut self, service: &str, checked: impl Fn(&SocketAddr) -> bool) {
+        if let Some(down) = self.down.get_mut(service) {
+            down.retain(checked);
+            if down.is_empty() {
+                self.down.remove(service);
+            }
+        }
     }
 }

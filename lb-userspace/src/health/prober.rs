@@ -20,7 +20,7 @@ use tokio::{
 use super::{Check, Tracker};
 
 /// First checks are spread over this long, or over the interval if that is shorter.
-const SPREAD: Duration = Duration::from_secs(1);
+pub const SPREAD: Duration = Duration::from_secs(1);
 
 /// The checks of one service, in place of those before; none: it is forgotten.
 #[derive(Clone, PartialEq, Eq, Debug)]

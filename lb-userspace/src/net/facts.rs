@@ -1,7 +1,7 @@
 //! The snapshot, and how one netlink message changes it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -19,6 +19,8 @@ pub struct Facts {
     /// By interface index and address. Only neighbours whose link-layer address is known and valid.
     pub neighbours: HashMap<(u32, IpAddr), Neighbour>,
     pub local_ports: LocalPorts,
+    /// Interfaces that have an XDP program of ours. Not from netlink: no update touches it.
+    pub attached: BTreeSet<u32>,
 }
 
 /// An interface.
@@ -33,8 +35,10 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// The kind of a virtual device, as `ip -d link` calls it; empty for a physical one.
     pub kind: String,
-    /// XDP can send on this device.
+    /// XDP can send on this device, if `needs_program` is met.
     pub xdp_send: bool,
+    /// Its driver sends for XDP only while it has an XDP program itself.
+    pub needs_program: bool,
 }
 
 /// An own address.
@@ -83,11 +87,24 @@ impl Facts {
         self.host_addresses().any(|own| own == ip)
     }
 
+    /// Whether XDP can send on an interface as it is now.
+    pub fn xdp_sends(&self, ifindex: u32) -> bool {
+        let can = |link: &Link| {
+            link.up && link.xdp_send && (!link.needs_program || self.attached.contains(&ifindex))
+        };
+        self.links.get(&ifindex).is_some_and(can)
+    }
+
     /// Whether anything became different.
     pub fn apply(&mut self, update: Update) -> bool {
         match update {
-            Update::All(facts) => {
-                let changed = *self != *facts;
+            Update::All(mut facts) => {
+                facts.attached = std::mem::take(&mut self.attached);
+                let before = Self {
+                    attached: facts.attached.clone(),
+                    ..std::mem::take(self)
+                };
+                let changed = before != *facts;
                 *self = *facts;
                 changed
             }

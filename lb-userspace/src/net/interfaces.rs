@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs};
 
-use super::Facts;
+use super::{Facts, Sending};
 
 /// Names of the interfaces that match one of `patterns` (`*` stands for any characters, `?` for one); without patterns
 /// those of the default routes. A pattern without wildcards is in the result even if there is no such interface yet.
@@ -52,10 +52,10 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Drivers with `ndo_xdp_xmit` (Linux 6.12), and whether XDP can send by name and kind of an interface. Stacked devices
-/// (vlan, bridge, bond, macvlan) cannot.
-pub fn xdp_send(name: &str, kind: &str) -> bool {
-    const DRIVERS: [&str; 24] = [
+/// Whether XDP can send on an interface, by its driver (those with `ndo_xdp_xmit` in Linux 6.12) or kind. Hardware sets
+/// up the queues for it with a program of its own. Stacked devices (vlan, bridge, bond, macvlan) cannot.
+pub fn xdp_send(name: &str, kind: &str) -> Sending {
+    const DRIVERS: [&str; 23] = [
         "atlantic",
         "bnxt_en",
         "ena",
@@ -78,12 +78,12 @@ pub fn xdp_send(name: &str, kind: &str) -> bool {
         "qede",
         "sfc",
         "stmmaceth",
-        "veth",
         "virtio_net",
     ];
     match kind {
-        "" => DRIVERS.contains(&driver(name).as_str()),
-        _ => kind == "veth",
+        "veth" | "tun" => Sending::Always,
+        "" if DRIVERS.contains(&driver(name).as_str()) => Sending::WithProgram,
+        _ => Sending::Never,
     }
 }
 

@@ -17,7 +17,16 @@ use netlink_packet_route::{
 use super::{Address, Hop, Link, Neighbour, Route, Update};
 
 /// Says whether XDP can send on an interface, given its name and kind.
-pub type XdpSend = fn(name: &str, kind: &str) -> bool;
+pub type XdpSend = fn(name: &str, kind: &str) -> Sending;
+
+/// Whether XDP can send on a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sending {
+    Never,
+    /// While it has an XDP program itself.
+    WithProgram,
+    Always,
+}
 
 /// What a multicast message changes; None if it is nothing that we keep.
 pub(super) fn update(message: RouteNetlinkMessage, xdp_send: XdpSend) -> Option<Update> {
@@ -76,7 +85,11 @@ pub(super) fn link(message: LinkMessage, xdp_send: XdpSend) -> Option<(u32, Link
             _ => {}
         }
     }
-    link.xdp_send = link.mac.is_some() && xdp_send(&link.name, &link.kind);
+    if link.mac.is_some() {
+        let sending = xdp_send(&link.name, &link.kind);
+        link.xdp_send = sending != Sending::Never;
+        link.needs_program = sending == Sending::WithProgram;
+    }
     Some((message.header.index, link))
 }
 

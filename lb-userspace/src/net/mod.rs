@@ -1,6 +1,6 @@
 //! Facts about this host's network, by netlink: links, addresses, routes, neighbours. Plain values, no decisions.
 //!
-//! [`Source`] keeps them true (dump, then multicast, a new dump after an overflow); [`path::resolve`] reads them:
+//! [`follow`] keeps them true (dump, then multicast, a new dump after an overflow); [`path::resolve`] reads them:
 //! which way a packet to an address leaves. Only the main routing table is read; policy rules are not.
 
 mod facts;
@@ -14,9 +14,9 @@ mod source;
 
 pub use facts::{Address, Facts, Link, Neighbour, Update};
 pub use interfaces::{driver, interfaces, xdp_send};
-pub use messages::XdpSend;
+pub use messages::{Sending, XdpSend};
 pub use path::Path;
-pub use poke::{Pokes, poke};
+pub use poke::Pokes;
 pub use ports::LocalPorts;
 pub use routes::{Hop, Route, Routes};
-pub use source::{Source, SourceError, snapshot};
+pub use source::{SourceError, follow, snapshot};

@@ -43,7 +43,7 @@ pub fn resolve(facts: &Facts, destination: IpAddr) -> Option<Path> {
         own_mac: link.mac?,
         mtu: mtu.min(u16::MAX.into()) as u16,
         neighbour: facts.neighbours.get(&(hop.ifindex, gateway)).map(|n| n.mac),
-        xdp_send: link.xdp_send,
+        xdp_send: facts.xdp_sends(hop.ifindex),
     })
 }
 

@@ -75,7 +75,7 @@ impl Pokes {
 }
 
 /// Asks the kernel to resolve or confirm a neighbour. The answer comes as an update of the facts.
-pub fn poke(handle: &mut Handle, ifindex: u32, ip: IpAddr) -> Result<(), rtnetlink::Error> {
+pub(super) fn poke(handle: &mut Handle, ifindex: u32, ip: IpAddr) -> Result<(), rtnetlink::Error> {
     let mut message = NeighbourMessage::default();
     message.header.family = match ip {
         IpAddr::V4(_) => AddressFamily::Inet,

@@ -1,7 +1,7 @@
 //! The task that keeps the facts true: a dump, then multicast messages, and a new dump after messages were lost or
 //! where the kernel changes things without a word.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
 use netlink_packet_route::{RouteNetlinkMessage, route::RouteMessage};
@@ -17,9 +17,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Facts, LocalPorts, Update, messages, messages::XdpSend};
+use super::{Facts, LocalPorts, Update, messages, messages::XdpSend, poke::poke};
 
-/// Netlink failed; the facts known before still hold.
+/// Netlink failed.
 #[derive(Error, Debug)]
 pub enum SourceError {
     #[error("netlink socket: {0}")]
@@ -40,7 +40,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 const DUMP_PAUSE: Duration = Duration::from_millis(200);
 
 /// And at most: some removals (routes of a deleted next-hop object) are never announced.
-const DUMP_PERIOD: Duration = Duration::from_secs(60);
+const DUMP_PERIOD: Duration = Duration::from_mins(1);
 
 /// Updates that one batch holds at most.
 const BATCH: usize = 1024;
@@ -56,18 +56,57 @@ const GROUPS: [MulticastGroup; 6] = [
 
 type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
-/// Sends batches of updates, the first of them with everything, until the receiver is gone. The handle is for
-/// [`super::poke`].
-#[derive(Debug)]
-pub struct Source {
+/// Keeps facts true and neighbours resolved for as long as someone receives. What fails is begun anew, from a dump.
+pub async fn follow(
+    xdp_send: XdpSend,
+    updates: mpsc::Sender<Vec<Update>>,
+    mut pokes: mpsc::Receiver<Vec<(u32, IpAddr)>>,
+) {
+    let mut failures = Failures::default();
+    loop {
+        let run = async { Source::open(xdp_send)?.run(&updates, &mut pokes).await };
+        match run.await {
+            Ok(()) => return,
+            Err(error) => {
+                let pause = failures.pause(Instant::now());
+                tracing::error!(%error, "the network's last known state holds; trying again in {pause:?}");
+                sleep_until(Instant::now() + pause).await;
+            }
+        }
+    }
+}
+
+/// Pauses that grow while failures come one after another.
+#[derive(Default)]
+struct Failures {
+    last: Option<Instant>,
+    pause: Duration,
+}
+
+impl Failures {
+    fn pause(&mut self, now: Instant) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(10);
+        let soon = self.last.is_some_and(|last| now < last + 4 * LONGEST);
+        self.pause = if soon {
+            LONGEST.min(self.pause * 2)
+        } else {
+            Duration::from_millis(100)
+        };
+        self.last = Some(now);
+        self.pause
+    }
+}
+
+/// One netlink socket.
+struct Source {
     handle: Handle,
     messages: Messages,
     xdp_send: XdpSend,
 }
 
 impl Source {
-    /// Needs a tokio runtime and CAP_NET_ADMIN (for a queue beyond the host's limit).
-    pub fn open(xdp_send: XdpSend) -> Result<Self, SourceError> {
+    /// Needs `CAP_NET_ADMIN`, for a queue beyond the host's limit.
+    fn open(xdp_send: XdpSend) -> Result<Self, SourceError> {
         let (mut connection, handle, messages) = new_multicast_connection(&GROUPS)?;
         set_socket_recv_buffer_size_force(connection.socket_mut().socket_mut(), RECEIVE_BUFFER)
             .map_err(std::io::Error::from)?;
@@ -79,11 +118,12 @@ impl Source {
         })
     }
 
-    pub fn handle(&self) -> Handle {
-        self.handle.clone()
-    }
-
-    pub async fn run(mut self, updates: mpsc::Sender<Vec<Update>>) -> Result<(), SourceError> {
+    /// Sends everything, then what changes, until the receiver is gone.
+    async fn run(
+        mut self,
+        updates: &mpsc::Sender<Vec<Update>>,
+        pokes: &mut mpsc::Receiver<Vec<(u32, IpAddr)>>,
+    ) -> Result<(), SourceError> {
         let mut dump_at = Instant::now();
         let mut dumped = None;
         loop {
@@ -95,6 +135,11 @@ impl Source {
                     }
                     dumped = Some(Instant::now());
                     dump_at = Instant::now() + DUMP_PERIOD;
+                }
+                Some(wanted) = pokes.recv() => {
+                    for (ifindex, ip) in wanted {
+                        poke(&mut self.handle, ifindex, ip).map_err(|_| SourceError::Closed)?;
+                    }
                 }
                 message = self.messages.next() => {
                     let mut batch = Vec::new();
@@ -112,6 +157,7 @@ impl Source {
                         return Ok(());
                     }
                 }
+                () = updates.closed() => return Ok(()),
             }
         }
     }
