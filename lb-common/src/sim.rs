@@ -86,8 +86,9 @@ pub struct Family<A: Address + core::hash::Hash> {
     pub sources: Vec<(u32, A, u32)>,
     pub established: RefCell<HashMap<Tuple<A>, Flow<A>>>,
     pub half_open: RefCell<HashMap<Tuple<A>, Flow<A>>>,
-    /// Answers of the routing table; an address without one is [`Route::Unknown`].
-    pub routes: HashMap<A, Route>,
+    /// Network, prefix length in bits and answer of the routing table; the first that matches counts, and an address
+    /// that none does is [`Route::Unknown`].
+    pub routes: Vec<(A, u32, Route)>,
 }
 
 impl<A: Address + core::hash::Hash> Default for Family<A> {
@@ -97,7 +98,7 @@ impl<A: Address + core::hash::Hash> Default for Family<A> {
             sources: Vec::new(),
             established: RefCell::default(),
             half_open: RefCell::default(),
-            routes: HashMap::new(),
+            routes: Vec::new(),
         }
     }
 }
@@ -210,9 +211,9 @@ macro_rules! family_tables {
             fn route(&self, _source: $address, destination: $address) -> Route {
                 self.$field
                     .routes
-                    .get(&destination)
-                    .copied()
-                    .unwrap_or(Route::Unknown)
+                    .iter()
+                    .find(|(network, bits, _)| in_prefix(destination, *network, *bits))
+                    .map_or(Route::Unknown, |(_, _, route)| *route)
             }
         }
     };

@@ -8,17 +8,11 @@ use aya::{
     maps::{Map, MapData},
     programs::{SchedClassifier, TestRun as _, Xdp},
 };
-use lb_common::abi::Settings;
+use lb_common::{abi::Settings, pipeline::Verdict};
 use lb_userspace::{attach::object, dataplane::Bpf};
 
 /// Room in front of an output buffer for what a program puts before a frame.
 const GROWTH: usize = 256;
-
-/// `XDP_*` and `TC_ACT_*` values that tests meet.
-pub const XDP_DROP: u32 = 1;
-pub const XDP_PASS: u32 = 2;
-pub const XDP_TX: u32 = 3;
-pub const XDP_REDIRECT: u32 = 4;
 
 /// Loaded programs; the maps are pinned below a folder of this process and go away with it.
 #[derive(Debug)]
@@ -100,21 +94,36 @@ impl Kernel {
 
     /// Runs the XDP program on a frame that came in by `ingress`: its action and the frame as it leaves.
     pub fn run(&mut self, frame: &[u8], ingress: u32) -> Result<(u32, Vec<u8>)> {
-        let mut out = vec![0; frame.len() + GROWTH];
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context: Vec<u8> = [0, frame.len() as u32, 0, ingress, 0, 0]
-            .iter()
-            .flat_map(|field: &u32| field.to_ne_bytes())
-            .collect();
-        let result = self.xdp()?.test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            attrs: TestRunAttrs::new(),
-            ..TestRunOptions::new()
-        })?;
-        out.truncate(result.data_size_out as usize);
-        Ok((result.return_value, out))
+        run(self.xdp()?, frame, ingress)
+    }
+}
+
+/// Runs an XDP program on a frame that came in by `ingress`: its action and the frame as it leaves.
+pub fn run(program: &mut Xdp, frame: &[u8], ingress: u32) -> Result<(u32, Vec<u8>)> {
+    let mut out = vec![0; frame.len() + GROWTH];
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context: Vec<u8> = [0, frame.len() as u32, 0, ingress, 0, 0]
+        .iter()
+        .flat_map(|field: &u32| field.to_ne_bytes())
+        .collect();
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(&context),
+        attrs: TestRunAttrs::new(),
+        ..TestRunOptions::new()
+    })?;
+    out.truncate(result.data_size_out as usize);
+    Ok((result.return_value, out))
+}
+
+/// `XDP_*` (linux/bpf.h) of a verdict.
+pub const fn action(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Drop(_) => 1,
+        Verdict::NotOurs | Verdict::Pass(_) | Verdict::Neighbour { .. } => 2,
+        Verdict::Transmit => 3,
+        Verdict::Redirect { .. } => 4,
     }
 }
 
@@ -144,7 +153,8 @@ pub fn settings() -> Settings {
     Settings {
         hash_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
         hz: 1000,
-        nat_ports: 61_000 | 65_535 << 16,
+        // 61000 to 65535.
+        nat_ports: 0xffff_ee48,
         reject_rate: 1_000_000,
         reject_burst: 1_000_000,
         flow_rate: 1_000_000,

@@ -5,11 +5,14 @@ pub mod balancer;
 pub mod clients;
 pub mod demo;
 pub mod foreign;
+pub mod frames;
 pub mod kernel;
 pub mod netns;
+pub mod place;
 pub mod servers;
 pub mod stage;
 pub mod topology;
+pub mod world;
 
 /// Whether namespaces and BPF programs can be made here; says what is missing otherwise.
 pub fn is_root() -> bool {

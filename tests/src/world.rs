@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use lb_common::sim::World;
 use lb_common::{
     abi::{
         Backend, FILTER_WORDS, Frontend, FrontendKey, Mode, NextHop, Region, Service, Settings,
@@ -12,10 +13,10 @@ use lb_common::{
 use lb_userspace::plan::Op;
 
 /// Own addresses: sources of translated packets and of outer headers.
-pub(crate) const OWN: [&str; 2] = ["10.0.0.1", "2001:db8:1::1"];
+pub const OWN: [&str; 2] = ["10.0.0.1", "2001:db8:1::1"];
 
 /// A frontend's address, port and protocol. The last ones' services are restricted, and without backends.
-pub(crate) const FRONTENDS: [(&str, u16, u8); 14] = [
+pub const FRONTENDS: [(&str, u16, u8); 14] = [
     ("192.0.2.10", 443, 6),
     ("192.0.2.10", 53, 17),
     ("2001:db8::10", 443, 6),
@@ -58,8 +59,8 @@ const BACKENDS: [(Mode, &str, u32); 15] = [
 ];
 
 /// Number of ids of backends and of frontends, 0 included.
-pub(crate) const BACKEND_IDS: u32 = BACKENDS.len() as u32 + 1;
-pub(crate) const FRONTEND_IDS: u32 = FRONTENDS.len() as u32 + 1;
+pub const BACKEND_IDS: u32 = BACKENDS.len() as u32 + 1;
+pub const FRONTEND_IDS: u32 = FRONTENDS.len() as u32 + 1;
 
 /// Backend ids of services 1 to 6.
 const MEMBERS: [&[u32]; 6] = [
@@ -88,8 +89,9 @@ fn addr(text: &str) -> Addr {
     text.parse::<IpAddr>().expect("an address").into()
 }
 
-/// The ops that make this world. `macs`: own MAC and interface index of each interface.
-pub(crate) fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
+/// The ops that make this world. `macs`: own MAC and interface index of each interface. Frontend ids are the places in
+/// [`FRONTENDS`], from 1.
+pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
     let mut ops = vec![Op::Settings(Settings {
         hash_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
         hz,
@@ -231,4 +233,50 @@ fn service(index: u32, members: &[u32], flags: u64) -> [Op; 3] {
             },
         },
     ]
+}
+
+/// The same contents for the host's home of the pipeline.
+pub fn simulate(ops: &[Op]) -> World {
+    let mut world = World {
+        reject_tokens: u32::MAX.into(),
+        flow_tokens: u32::MAX.into(),
+        ..World::default()
+    };
+    for op in ops {
+        match op {
+            Op::Address { index, word } => {
+                world.filter.insert(*index, *word);
+            }
+            Op::Backend { id, value } => {
+                world.backends.insert(*id, *value);
+            }
+            Op::NextHop { id, value } => {
+                world.next_hops.insert(*id, *value);
+            }
+            Op::Slots { base, slots } => world.slots.extend((*base..).zip(slots.iter().copied())),
+            Op::Members { base, members } => {
+                world.members.extend((*base..).zip(members.iter().copied()));
+            }
+            Op::Service { index, value } => {
+                world.services.insert(*index, *value);
+            }
+            Op::InsertFrontend4 { key, value } => {
+                world.v4.frontends.insert(*key, *value);
+            }
+            Op::InsertFrontend6 { key, value } => {
+                world.v6.frontends.insert(*key, *value);
+            }
+            Op::InsertSource4 { key, bits } => {
+                let service = u32::from_be(key.service_be);
+                world.v4.sources.push((service, key.client, *bits));
+            }
+            Op::InsertSource6 { key, bits } => {
+                let service = u32::from_be(key.service_be);
+                world.v6.sources.push((service, key.client, *bits));
+            }
+            Op::Settings(_) | Op::InsertDevice { .. } => {}
+            other => panic!("{other:?} is none of this world's"),
+        }
+    }
+    world
 }

@@ -5,14 +5,15 @@ use std::net::IpAddr;
 
 use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
 
-use super::world::{FRONTENDS, OWN};
+use crate::world::{FRONTENDS, OWN};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
 /// Xorshift (Marsaglia 2003): the same frames in each run.
-pub(crate) struct Frames {
+#[derive(Debug)]
+pub struct Frames {
     state: u64,
     mac: [u8; 6],
     /// Frames that left towards a backend under `nat`.
@@ -21,7 +22,7 @@ pub(crate) struct Frames {
 
 impl Frames {
     /// `mac`: of the interface they arrive on.
-    pub(crate) fn new(seed: u64, mac: [u8; 6]) -> Self {
+    pub fn new(seed: u64, mac: [u8; 6]) -> Self {
         Self {
             state: seed,
             mac,
@@ -38,7 +39,7 @@ impl Frames {
     }
 
     /// Tells of a frame that left: its backend may answer it.
-    pub(crate) fn left(&mut self, frame: &[u8]) {
+    pub fn left(&mut self, frame: &[u8]) {
         if self.forwarded.len() < 4096 {
             self.forwarded.push(frame.to_vec());
         } else {
@@ -47,7 +48,8 @@ impl Frames {
         }
     }
 
-    pub(crate) fn next(&mut self) -> Vec<u8> {
+    /// The next frame.
+    pub fn make(&mut self) -> Vec<u8> {
         match self.below(100) {
             0..55 => self.by_client(),
             55..80 => self.reply().unwrap_or_else(|| self.by_client()),
