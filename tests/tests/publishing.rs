@@ -25,10 +25,11 @@ use lb_common::{
         service_flag, slot_of,
     },
     bytes::{Addr, Be16, V4},
+    pipeline::Verdict,
 };
 use lb_tests::{
     is_root,
-    kernel::{self, Kernel, SMALL, XDP_TX},
+    kernel::{self, Kernel, SMALL},
 };
 use lb_userspace::{
     dataplane::{Bpf, Dataplane as _},
@@ -406,7 +407,7 @@ fn read(kernel: &mut Kernel, going: &AtomicBool, count: &AtomicU64) -> Result<Se
             for (service, frames) in (0..).zip(&frames) {
                 let (action, out) = kernel.run(&frames[usize::from(round)], INTERFACE)?;
                 seen.packets += 1;
-                if action != XDP_TX {
+                if action != kernel::action(Verdict::Transmit) {
                     if service < PERMANENT {
                         seen.missed += 1;
                     } else {
