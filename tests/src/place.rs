@@ -32,7 +32,7 @@ const LIMITS: Limits = Limits {
 #[derive(Debug)]
 pub struct Place {
     pub installation: Installation,
-    pins: PathBuf,
+    pub pins: PathBuf,
     pub facts: Facts,
     _folders: Folder,
     _other: Netns,

@@ -1,6 +1,6 @@
 //! What the balancer of this test serves: every mode in both families, next hops of each kind, by ops.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::sim::World;
 use lb_common::{
@@ -10,7 +10,7 @@ use lb_common::{
     },
     bytes::{Addr, Address as _, Be16, V4, V6},
 };
-use lb_userspace::plan::Op;
+use lb_userspace::{plan::Op, state};
 
 /// Own addresses: sources of translated packets and of outer headers.
 pub const OWN: [&str; 2] = ["10.0.0.1", "2001:db8:1::1"];
@@ -80,6 +80,9 @@ const FLAGS: [u64; 6] = [
     service_flag::SOURCE_RANGES,
     0,
 ];
+
+/// Names of services 1 to 6.
+const NAMES: [&str; 6] = ["nat4", "nat6", "ipip", "l2", "ranges", "empty"];
 
 /// Log2 of the number of slots, and of the number of members, of each service.
 const TABLE: u8 = 6;
@@ -279,4 +282,58 @@ pub fn simulate(ops: &[Op]) -> World {
         }
     }
     world
+}
+
+/// The services as an agent would tell of them.
+pub fn services() -> Vec<state::Service> {
+    let services = NAMES.into_iter().zip(MEMBERS).zip(1..);
+    services
+        .map(|((name, members), index)| state::Service {
+            name: name.to_owned(),
+            mode: members.first().map_or("l2", |id| mode(*id)).to_owned(),
+            affinity: None,
+            source_ranges: Vec::new(),
+            frontends: frontends(index),
+            backends: (0..)
+                .zip(members)
+                .map(|(ordinal, id)| backend(ordinal, *id, members.len()))
+                .collect(),
+        })
+        .collect()
+}
+
+fn mode(id: u32) -> &'static str {
+    BACKENDS[id as usize - 1].0.name()
+}
+
+fn frontends(service: u32) -> Vec<state::Frontend> {
+    let all = FRONTENDS.into_iter().zip(SERVICE_OF).zip(1..);
+    let own = all.filter(|((_, of), _)| *of == service);
+    own.map(|(((address, port, protocol), _), id)| state::Frontend {
+        address: SocketAddr::new(addr(address).to_ip(), port),
+        protocol: if protocol == 6 {
+            state::Protocol::Tcp
+        } else {
+            state::Protocol::Udp
+        },
+        id,
+        service,
+    })
+    .collect()
+}
+
+fn backend(ordinal: u16, id: u32, members: usize) -> state::Backend {
+    let table: u32 = if members == 1 { 1 } else { 1 << TABLE };
+    let owned = (0..table).filter(|slot| slot % members as u32 == u32::from(ordinal));
+    state::Backend {
+        address: SocketAddr::new(addr(BACKENDS[id as usize - 1].1).to_ip(), 8080),
+        ordinal,
+        id,
+        weight: 100,
+        state: state::BackendState::Ready,
+        since: 0,
+        slots: owned.count() as u32,
+        table,
+        path: None,
+    }
 }
