@@ -242,6 +242,9 @@ fn every_verb_speaks_with_the_agent() -> Result<()> {
         out.contains("VERDICT  ANSWER  unknown_port: the VIP has no frontend on this port"),
         "{out}"
     );
+    let (code, out, _) = ask("192.0.2.10:443/tcp")?;
+    assert_eq!(code, 0, "{out}");
+    assert_eq!(out.matches("\nbackend").count(), 1, "{out}");
     assert_eq!(ask("203.0.113.1:80/tcp")?.0, 3);
     assert_eq!(ask("[2001:db8::1]:80")?.0, 2, "mixed families");
 

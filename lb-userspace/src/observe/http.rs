@@ -29,6 +29,8 @@ const HEAD_LIMIT: usize = 16 * 1024;
 const CONNECTIONS: usize = 32;
 /// For a request's head and body to arrive, and for an idle connection to say something.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection ends then, between two answers if it can: clients come again.
+const LIFETIME: Duration = Duration::from_mins(5);
 
 /// A request that has arrived whole.
 #[derive(Debug)]
@@ -126,9 +128,13 @@ async fn connection<H: Handler>(
     );
     let outcome = tokio::select! {
         outcome = &mut served => outcome,
-        () = stop.cancelled() => {
+        _ = time::timeout(LIFETIME, stop.cancelled()) => {
             served.as_mut().graceful_shutdown();
-            served.await
+            // Who does not take the answer loses it: places are few.
+            match time::timeout(READ_TIMEOUT, served).await {
+                Ok(outcome) => outcome,
+                Err(_) => return,
+            }
         }
     };
     if let Err(error) = outcome {

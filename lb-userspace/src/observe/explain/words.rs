@@ -34,10 +34,14 @@ pub(super) fn explanation(
             }
             _ => {}
         }
-        steps.extend(names.rows(*step));
         let restricted = matches!(decision.steps.get(at + 1), Some(Step::Source { .. }));
-        if matches!(step, Step::Frontend { .. }) && !restricted {
-            steps.push(row("source", "allowed", "no ranges"));
+        let open = matches!(step, Step::Frontend { .. }) && !restricted;
+        let allowed = open.then(|| row("source", "allowed", "no ranges"));
+        for row in names.rows(*step).into_iter().chain(allowed) {
+            // What was decided in the driver is decided again on the way through tc.
+            if !steps.contains(&row) {
+                steps.push(row);
+            }
         }
     }
     let reason = decision.steps.iter().rev().find_map(|step| match step {
