@@ -1,11 +1,137 @@
-use lb_tests::kernel::{Kernel, SMALL};
+//! What the path does to each kind of packet, on the kernel and on the host. Expected frames and checksums are
+//! etherparse's.
 
-#[test]
-fn loads() {
-    let mut kernel = Kernel::load("load", SMALL).unwrap();
-    println!("{:?}", kernel.run(&[0; 64], 1).unwrap());
-    for name in ["millrace_xdp", "millrace_tc"] {
-        let info = kernel.ebpf.program(name).unwrap().info().unwrap();
-        println!("{name} verified {:?}", info.verified_instruction_count());
+#[path = "packets/odd.rs"]
+mod odd;
+#[path = "packets/stateful.rs"]
+mod stateful;
+#[path = "packets/stateless.rs"]
+mod stateless;
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use etherparse::{PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
+use lb_tests::{both::Both, is_root, netns::Netns};
+
+/// TCP flags of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Syn,
+    SynAck,
+    Ack,
+    Fin,
+    Rst,
+    Udp,
+}
+
+/// A packet from `from` to `to`, with 40 bytes of payload.
+#[derive(Clone, Copy, Debug)]
+struct Packet {
+    from: (IpAddr, u16),
+    to: (IpAddr, u16),
+    kind: Kind,
+    ttl: u8,
+    sequence: u32,
+    acknowledged: u32,
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+impl Packet {
+    fn new(from: (&str, u16), to: (&str, u16), kind: Kind) -> Self {
+        Self {
+            from: (ip(from.0), from.1),
+            to: (ip(to.0), to.1),
+            kind,
+            ttl: 64,
+            sequence: 1000,
+            acknowledged: 7001,
+        }
+    }
+
+    /// As it comes from the router to the balancer.
+    fn frame(&self, both: &Both) -> Vec<u8> {
+        self.between([2, 0, 0, 0, 0, 1], both.uplinks[0].0)
+    }
+
+    fn between(&self, source: [u8; 6], destination: [u8; 6]) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2(source, destination);
+        let builder = match (self.from.0, self.to.0) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                builder.ipv4(from.octets(), to.octets(), self.ttl)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                builder.ipv6(from.octets(), to.octets(), self.ttl)
+            }
+            _ => unreachable!("ends of one family"),
+        };
+        let mut frame = Vec::new();
+        let payload = [0xa5; 40];
+        if self.kind == Kind::Udp {
+            builder
+                .udp(self.from.1, self.to.1)
+                .write(&mut frame, &payload)
+        } else {
+            let mut tcp = TcpHeader::new(self.from.1, self.to.1, self.sequence, 1000);
+            tcp.syn = matches!(self.kind, Kind::Syn | Kind::SynAck);
+            tcp.ack = matches!(self.kind, Kind::SynAck | Kind::Ack | Kind::Fin);
+            tcp.fin = self.kind == Kind::Fin;
+            tcp.rst = self.kind == Kind::Rst;
+            tcp.acknowledgment_number = if tcp.ack { self.acknowledged } else { 0 };
+            builder.tcp_header(tcp).write(&mut frame, &payload)
+        }
+        .expect("a vector takes it");
+        frame
+    }
+}
+
+/// Runs a test in a namespace of its own, with both homes; nothing without root.
+fn with_both(test: impl FnOnce(&mut Both) -> Result<()> + Send) -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let netns = Netns::create("packets")?;
+    netns.enter(|| {
+        let mut both = Both::new(&netns)?;
+        test(&mut both)?;
+        both.check_reasons()
+    })
+}
+
+/// Asserts that every checksum of the frame is what etherparse computes.
+fn assert_checksums(frame: &[u8]) {
+    let packet = SlicedPacket::from_ethernet(frame).expect("a whole packet");
+    let (v4, v6) = match packet.net.as_ref().expect("a network header") {
+        etherparse::NetSlice::Ipv4(slice) => (Some(slice.header()), None),
+        etherparse::NetSlice::Ipv6(slice) => (None, Some(slice.header())),
+        etherparse::NetSlice::Arp(_) => unreachable!("an IP packet"),
+    };
+    if let Some(header) = v4 {
+        assert_eq!(
+            header.header_checksum(),
+            header.to_header().calc_header_checksum()
+        );
+    }
+    match packet.transport.as_ref().expect("a transport header") {
+        TransportSlice::Tcp(tcp) => {
+            let (header, payload) = (tcp.to_header(), tcp.payload());
+            let sum = v4.map_or_else(
+                || header.calc_checksum_ipv6(&v6.expect("IPv6").to_header(), payload),
+                |v4| header.calc_checksum_ipv4(&v4.to_header(), payload),
+            );
+            assert_eq!(tcp.checksum(), sum.expect("short payload"));
+        }
+        TransportSlice::Udp(udp) => {
+            let (header, payload) = (udp.to_header(), udp.payload());
+            let sum = v4.map_or_else(
+                || header.calc_checksum_ipv6(&v6.expect("IPv6").to_header(), payload),
+                |v4| header.calc_checksum_ipv4(&v4.to_header(), payload),
+            );
+            assert_eq!(udp.checksum(), sum.expect("short payload"));
+        }
+        other => unreachable!("{other:?}"),
     }
 }

@@ -1,0 +1,177 @@
+//! One frame, decided by the kernel and by the host over the same tables: they must agree, always.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{
+    abi::{Hop, Reason, Settings},
+    bytes::{Addr, Address as _, V4, V6},
+    pipeline::{self, Scratch, Step, Verdict},
+    sim::{Frame, World},
+    tables::Route,
+};
+use lb_userspace::{
+    dataplane::{Counters, Dataplane as _},
+    plan::Op,
+};
+
+use crate::{
+    kernel::action,
+    netns::Netns,
+    place::Place,
+    world::{self, FRONTEND_IDS},
+};
+
+/// So slow that nothing ages while a test runs, unless it asks for that.
+const TICKS_PER_SECOND: u32 = 1 << 26;
+
+/// Both homes of the pipeline.
+#[derive(Debug)]
+pub struct Both {
+    pub place: Place,
+    pub host: World,
+    pub settings: Settings,
+    /// MAC and index of the interface that frames come in by, and of the other one.
+    pub uplinks: [([u8; 6], u32); 2],
+    counters: Counters,
+}
+
+/// What became of a frame.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    /// As it leaves, or as it came where it does not.
+    pub frame: Vec<u8>,
+    pub steps: Vec<Step>,
+}
+
+impl Outcome {
+    /// Id of the backend that got the packet.
+    pub fn backend(&self) -> Option<u32> {
+        self.steps.iter().rev().find_map(|step| match step {
+            Step::Backend { id, .. } => Some(*id),
+            _ => None,
+        })
+    }
+
+    /// The reason that was counted.
+    pub fn reason(&self) -> Option<Reason> {
+        self.steps.iter().find_map(|step| match step {
+            Step::End(reason) => Some(*reason),
+            _ => None,
+        })
+    }
+}
+
+impl Both {
+    /// In the namespace of the calling thread, which is `netns`.
+    pub fn new(netns: &Netns) -> Result<Self> {
+        let place = Place::make(netns)?;
+        let uplinks = [place.interface("eth0")?, place.interface("eth1")?];
+        let ops = world::ops(TICKS_PER_SECOND, uplinks);
+        let settings = settings_of(&ops)?;
+        let mut host = world::simulate(&ops);
+        let (mac, ifindex) = uplinks[0];
+        routes(&mut host, ifindex, mac);
+        let counters = place.installation.counters()?;
+        let mut both = Self {
+            place,
+            host,
+            settings,
+            uplinks,
+            counters,
+        };
+        both.set(settings)?;
+        Ok(both)
+    }
+
+    /// Other settings for both.
+    pub fn set(&mut self, settings: Settings) -> Result<()> {
+        self.settings = settings;
+        self.place
+            .installation
+            .dataplane()?
+            .apply(&[Op::Settings(settings)])?;
+        Ok(())
+    }
+
+    /// Decides a frame twice; an error where the two differ.
+    pub fn run(&mut self, bytes: &[u8]) -> Result<Outcome> {
+        let ingress = self.uplinks[0].1;
+        let mut frame = Frame {
+            bytes: bytes.to_vec(),
+            ingress,
+        };
+        self.host.steps.borrow_mut().clear();
+        let mut scratch = Scratch::default();
+        let verdict = pipeline::process(&mut frame, &self.host, &self.settings, &mut scratch);
+        let steps = self.host.steps.borrow().clone();
+        let (did, left) = self.place.inject(bytes, ingress)?;
+        let gone = matches!(verdict, Verdict::Drop(_));
+        ensure!(
+            action(verdict) == did && (gone || frame.bytes == left),
+            "\n{bytes:02x?}\nhost {verdict:?}\n{:02x?}\nby {steps:?}\nkernel {did}\n{left:02x?}",
+            frame.bytes,
+        );
+        Ok(Outcome {
+            verdict,
+            frame: frame.bytes,
+            steps,
+        })
+    }
+
+    /// Whether both have counted the same reasons since the start.
+    pub fn check_reasons(&self) -> Result<()> {
+        let host = self.host.reasons.borrow();
+        for (id, counted) in (0..).zip(self.counters.reasons(0..FRONTEND_IDS)?) {
+            for reason in Reason::ALL {
+                let expected = host.get(&(id, reason)).copied().unwrap_or(0);
+                let counted = counted[reason as usize];
+                ensure!(
+                    counted == expected,
+                    "frontend {id}, {reason:?}: {counted}, not {expected}"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn settings_of(ops: &[Op]) -> Result<Settings> {
+    let found = ops.iter().find_map(|op| match op {
+        Op::Settings(settings) => Some(*settings),
+        _ => None,
+    });
+    found.context("settings")
+}
+
+/// What the namespace's routing table says, as [`Place`] has set it up.
+fn routes(world: &mut World, ifindex: u32, mac: [u8; 6]) {
+    let addr = |text: &str| Addr::from(text.parse::<IpAddr>().expect("an address"));
+    let hop = |last: u8, gateway: &str| Route::Hop {
+        hop: Hop {
+            ifindex,
+            destination: [2, 0, 0, 0, 0, last],
+            source: mac,
+        },
+        mtu: 1500,
+        gateway: addr(gateway),
+    };
+    let v4 = |text: &str| V4::from_addr(&addr(text));
+    let v6 = |text: &str| V6::from_addr(&addr(text));
+    let neighbour = |gateway: &str| Route::Neighbour {
+        ifindex,
+        gateway: addr(gateway),
+    };
+    world.v4.routes = vec![
+        (v4("10.9.0.0"), 16, Route::None),
+        (v4("10.0.0.13"), 32, hop(0x13, "10.0.0.13")),
+        (v4("10.0.0.77"), 32, neighbour("10.0.0.77")),
+        (v4("0.0.0.0"), 0, hop(0xfe, "10.0.0.254")),
+    ];
+    world.v6.routes = vec![
+        (v6("2001:db8:1::13"), 128, hop(0x13, "2001:db8:1::13")),
+        (v6("2001:db8:1::77"), 128, neighbour("2001:db8:1::77")),
+        (v6("::"), 0, hop(0xfe, "2001:db8:1::fe")),
+    ];
+}

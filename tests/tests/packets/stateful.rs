@@ -1,0 +1,424 @@
+//! `nat`: both directions, half-open flows, what is lost and found.
+
+use std::{
+    collections::BTreeSet,
+    hash::Hash,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData},
+};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use lb_common::{
+    abi::{Flow, Reason, Tuple, flow_state},
+    bytes::Address,
+    pipeline::{Step, Verdict},
+    sim::Family,
+};
+use lb_tests::both::{Both, Outcome};
+use lb_userspace::{
+    dataplane::{Dataplane as _, FlowState},
+    plan::Op,
+};
+
+use super::{Kind, Packet, assert_checksums, with_both};
+
+/// Client and frontend of a flow.
+const V4: (&str, &str) = ("198.51.100.8", "192.0.2.10");
+const V6: (&str, &str) = ("2001:db8:9::1", "2001:db8::10");
+
+/// Addresses and ports of a frame.
+fn ends(frame: &[u8]) -> (SocketAddr, SocketAddr) {
+    let packet = SlicedPacket::from_ethernet(frame).expect("a whole packet");
+    let (from, to): (IpAddr, IpAddr) = match packet.net.expect("a network header") {
+        NetSlice::Ipv4(ip) => (
+            ip.header().source_addr().into(),
+            ip.header().destination_addr().into(),
+        ),
+        NetSlice::Ipv6(ip) => (
+            ip.header().source_addr().into(),
+            ip.header().destination_addr().into(),
+        ),
+        NetSlice::Arp(_) => unreachable!("an IP packet"),
+    };
+    match packet.transport.expect("a transport header") {
+        TransportSlice::Tcp(tcp) => (
+            SocketAddr::new(from, tcp.source_port()),
+            SocketAddr::new(to, tcp.destination_port()),
+        ),
+        TransportSlice::Udp(udp) => (
+            SocketAddr::new(from, udp.source_port()),
+            SocketAddr::new(to, udp.destination_port()),
+        ),
+        other => unreachable!("{other:?}"),
+    }
+}
+
+fn packet((client, vip): (&str, &str), port: u16, kind: Kind) -> Packet {
+    Packet::new(
+        (client, port),
+        (vip, if kind == Kind::Udp { 53 } else { 443 }),
+        kind,
+    )
+}
+
+/// The first packet of a flow whose backend XDP can reach: client ports are tried from `port` on.
+fn begin(both: &mut Both, ends: (&str, &str), port: u16, kind: Kind) -> Result<(u16, Outcome)> {
+    for port in port..port + 200 {
+        let outcome = both.run(&packet(ends, port, kind).frame(both))?;
+        if !matches!(outcome.verdict, Verdict::Pass(_) | Verdict::Drop(_)) {
+            return Ok((port, outcome));
+        }
+    }
+    anyhow::bail!("no backend within reach")
+}
+
+/// The backend's packet in answer to one that left for it.
+fn answer(left: &[u8], kind: Kind) -> Packet {
+    let (from, to) = ends(left);
+    Packet {
+        from: (to.ip(), to.port()),
+        to: (from.ip(), from.port()),
+        kind,
+        ttl: 64,
+        sequence: 7000,
+        acknowledged: 1001,
+    }
+}
+
+#[test]
+fn nat_translates_there_and_back() -> Result<()> {
+    with_both(|both| {
+        for (flow, kind) in [
+            (V4, Kind::Syn),
+            (V4, Kind::Udp),
+            (V6, Kind::Syn),
+            (V6, Kind::Udp),
+        ] {
+            let (port, there) = begin(both, flow, 1024, kind)?;
+            assert_checksums(&there.frame);
+            let (own, backend) = ends(&there.frame);
+            assert!((61_000..=65_535).contains(&own.port()));
+            assert_eq!(backend.port(), 8080);
+            let ttl = if own.is_ipv4() {
+                there.frame[22]
+            } else {
+                there.frame[21]
+            };
+            assert_eq!(ttl, 63);
+
+            let reply = if kind == Kind::Udp {
+                Kind::Udp
+            } else {
+                Kind::SynAck
+            };
+            let back = both.run(&answer(&there.frame, reply).frame(both))?;
+            assert_checksums(&back.frame);
+            let asked = packet(flow, port, kind);
+            let (from, to) = ends(&back.frame);
+            assert_eq!((from.ip(), from.port()), asked.to);
+            assert_eq!((to.ip(), to.port()), asked.from);
+            assert_eq!(back.verdict, Verdict::Transmit);
+            assert_eq!(
+                &back.frame[..6],
+                [2, 0, 0, 0, 0, 0xfe],
+                "by the route to the client"
+            );
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_udp_packet_without_checksum_stays_without() -> Result<()> {
+    with_both(|both| {
+        let (port, _) = begin(both, V4, 1024, Kind::Udp)?;
+        let mut frame = packet(V4, port, Kind::Udp).frame(both);
+        frame[40..42].fill(0);
+        let outcome = both.run(&frame)?;
+        assert_eq!(outcome.frame[40..42], [0, 0], "RFC 768");
+        Ok(())
+    })
+}
+
+fn state(both: &Both, port: u16) -> Result<Option<FlowState>> {
+    let mut state = None;
+    both.place.installation.flows()?.each(0, |row| {
+        if row.client.port() == port {
+            state = Some(row.state);
+        }
+        true
+    })?;
+    Ok(state)
+}
+
+#[test]
+fn a_flow_is_established_by_the_clients_ack_of_the_syn_ack() -> Result<()> {
+    with_both(|both| {
+        for (flow, port) in [(V4, 4000), (V6, 4500)] {
+            let (port, there) = begin(both, flow, port, Kind::Syn)?;
+            assert_eq!(state(both, port)?, Some(FlowState::Half));
+            // An ACK before the SYN-ACK, and one that does not acknowledge it, prove nothing.
+            both.run(&packet(flow, port, Kind::Ack).frame(both))?;
+            assert_eq!(state(both, port)?, Some(FlowState::Half));
+            both.run(&answer(&there.frame, Kind::SynAck).frame(both))?;
+            let guess = Packet {
+                acknowledged: 7002,
+                ..packet(flow, port, Kind::Ack)
+            };
+            both.run(&guess.frame(both))?;
+            assert_eq!(state(both, port)?, Some(FlowState::Half));
+            let ack = both.run(&packet(flow, port, Kind::Ack).frame(both))?;
+            assert_eq!(state(both, port)?, Some(FlowState::Established));
+            assert_eq!(
+                ends(&ack.frame),
+                ends(&there.frame),
+                "still the same port and backend"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// A flow with both entries among the established ones.
+fn establish(both: &mut Both, flow: (&str, &str), port: u16) -> Result<(u16, Outcome)> {
+    let (port, there) = begin(both, flow, port, Kind::Syn)?;
+    both.run(&answer(&there.frame, Kind::SynAck).frame(both))?;
+    both.run(&packet(flow, port, Kind::Ack).frame(both))?;
+    ensure!(
+        state(both, port)? == Some(FlowState::Established),
+        "not established"
+    );
+    Ok((port, there))
+}
+
+#[test]
+fn a_syn_begins_anew_only_after_both_ends_closed() -> Result<()> {
+    with_both(|both| {
+        let (port, there) = establish(both, V4, 5000)?;
+        let again = both.run(&packet(V4, port, Kind::Syn).frame(both))?;
+        assert!(again.steps.contains(&Step::Flow { known: true }));
+        both.run(&packet(V4, port, Kind::Fin).frame(both))?;
+        both.run(&answer(&there.frame, Kind::Fin).frame(both))?;
+        assert_eq!(state(both, port)?, Some(FlowState::Closing));
+        both.run(&packet(V4, port, Kind::Syn).frame(both))?;
+        assert_eq!(state(both, port)?, Some(FlowState::Half));
+        Ok(())
+    })
+}
+
+#[test]
+fn the_clients_half_is_found_again_when_lost() -> Result<()> {
+    with_both(|both| {
+        for (flow, port) in [(V4, 6000), (V6, 6500)] {
+            let (port, there) = establish(both, flow, port)?;
+            lose(both, port, false)?;
+            let again = both.run(&packet(flow, port, Kind::Ack).frame(both))?;
+            assert_eq!(ends(&again.frame), ends(&there.frame));
+            assert_eq!(state(both, port)?, Some(FlowState::Established));
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn the_backends_half_is_put_back_by_the_clients_next_packet() -> Result<()> {
+    with_both(|both| {
+        for (flow, port) in [(V4, 7000), (V6, 7500)] {
+            let (port, there) = establish(both, flow, port)?;
+            lose(both, port, true)?;
+            let gone = both.run(&answer(&there.frame, Kind::Ack).frame(both))?;
+            assert_eq!(gone.verdict, Verdict::Pass(Reason::NoFlow));
+            // A FIN is news for the other half at once; other packets tell it each quarter second.
+            both.run(&packet(flow, port, Kind::Fin).frame(both))?;
+            let back = both.run(&answer(&there.frame, Kind::Ack).frame(both))?;
+            assert_eq!(ends(&back.frame).1.port(), port);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn an_entry_is_told_of_its_other_half_each_quarter_second() -> Result<()> {
+    with_both(|both| {
+        let (port, there) = establish(both, V4, 8000)?;
+        lose(both, port, true)?;
+        // Time runs for the kernel only: the host's clock is set ahead by the same.
+        let mut settings = both.settings;
+        settings.hz = 8;
+        both.set(settings)?;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let (action, left) = both
+                .place
+                .inject(&packet(V4, port, Kind::Ack).frame(both), both.uplinks[0].1)?;
+            ensure!(action == 3 || action == 4, "forwarded: {left:02x?}");
+            let reply = answer(&there.frame, Kind::Ack).frame(both);
+            if both.place.inject(&reply, both.uplinks[0].1)?.0 == 3 {
+                break;
+            }
+            // The host counts what the kernel counted.
+            *both
+                .host
+                .reasons
+                .borrow_mut()
+                .entry((0, Reason::NoFlow))
+                .or_default() += 1;
+            ensure!(
+                Instant::now() < deadline,
+                "the reply's half did not come back"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Removes one half of the established flow of a client's port from the kernel's table and the host's.
+fn lose(both: &Both, port: u16, reply: bool) -> Result<()> {
+    let maps = both.place.installation.maps();
+    let lost = lose_in(&both.host.v4, &maps.join("FLOWS4"), port, reply)?
+        + lose_in(&both.host.v6, &maps.join("FLOWS6"), port, reply)?;
+    ensure!(lost == 1, "{lost} entries");
+    Ok(())
+}
+
+fn lose_in<A: Address + Hash>(
+    family: &Family<A>,
+    pin: &Path,
+    port: u16,
+    reply: bool,
+) -> Result<usize>
+where
+    Tuple<A>: Pod,
+    Flow<A>: Pod,
+{
+    let mut flows = family.established.borrow_mut();
+    let client = |(key, flow): &(&Tuple<A>, &Flow<A>)| {
+        let of_reply = flow.state & flow_state::REPLY != 0;
+        let client = if of_reply {
+            flow.destination_port
+        } else {
+            key.source_port
+        };
+        of_reply == reply && client.to_host() == port
+    };
+    let keys: Vec<_> = flows.iter().filter(client).map(|(key, _)| *key).collect();
+    let map = Map::LruHashMap(MapData::from_pin(pin)?);
+    let mut map: HashMap<_, Tuple<A>, Flow<A>> = map.try_into()?;
+    for key in &keys {
+        flows.remove(key);
+        map.remove(key).context("the kernel has the entry, too")?;
+    }
+    Ok(keys.len())
+}
+
+#[test]
+fn no_free_port_is_a_counted_drop() -> Result<()> {
+    with_both(|both| {
+        let mut settings = both.settings;
+        // Four ports: 61000 to 61003.
+        settings.nat_ports = 0xee4b_ee48;
+        both.set(settings)?;
+        let mut reasons = BTreeSet::new();
+        for port in 9000..9200 {
+            reasons.insert(both.run(&packet(V4, port, Kind::Syn).frame(both))?.reason());
+        }
+        assert!(
+            reasons.contains(&Some(Reason::PortsExhausted)),
+            "{reasons:?}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn udp_leaves_a_backend_that_is_no_longer_usable() -> Result<()> {
+    with_both(|both| {
+        let (port, first) = begin(both, V4, 1024, Kind::Udp)?;
+        let id = first.backend().context("a backend")?;
+        let next_hop = both.host.backends[&id].next_hop;
+        both.host.backends.get_mut(&id).context("a backend")?.state = 0;
+        both.place
+            .installation
+            .dataplane()?
+            .apply(&[Op::BackendLink {
+                id,
+                next_hop,
+                state: 0,
+            }])?;
+        let next = both.run(&packet(V4, port, Kind::Udp).frame(both))?;
+        // The slot still names it here; what matters is that it was chosen anew (contract A7.1).
+        assert!(
+            next.steps
+                .iter()
+                .any(|step| matches!(step, Step::Slot { .. }))
+        );
+        Ok(())
+    })
+}
+
+/// Spoofed SYNs; `MILLRACE_SYNS` asks for another number.
+fn syns() -> u32 {
+    let asked = std::env::var("MILLRACE_SYNS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let quick = std::env::var_os("MILLRACE_QUICK").is_some();
+    asked.unwrap_or(if quick { 50_000 } else { 500_000 })
+}
+
+#[test]
+fn a_flood_of_spoofed_syns_evicts_no_established_flow() -> Result<()> {
+    with_both(|both| {
+        let mut ports = Vec::new();
+        let mut port = 1024;
+        while ports.len() < 100 {
+            let (found, _) = establish(both, V4, port)?;
+            ports.push(found);
+            port = found + 1;
+        }
+        let ingress = both.uplinks[0].1;
+        let template = packet(V4, 1, Kind::Syn).frame(both);
+        let counters = both.place.installation.counters()?;
+        let before = counters.reasons(0..lb_tests::world::FRONTEND_IDS)?;
+        for number in 0..syns() {
+            // Checksums do not matter to the path; sources are ever new.
+            let mut frame = template.clone();
+            frame[26..30].copy_from_slice(&(0x2000_0000 + number * 7).to_be_bytes());
+            both.place.inject(&frame, ingress)?;
+        }
+        // The host has not seen the flood: it counts what the kernel counted.
+        let after = counters.reasons(0..lb_tests::world::FRONTEND_IDS)?;
+        for (id, (after, before)) in (0..).zip(after.iter().zip(&before)) {
+            for reason in Reason::ALL {
+                let grown = after[reason as usize] - before[reason as usize];
+                if grown > 0 {
+                    *both
+                        .host
+                        .reasons
+                        .borrow_mut()
+                        .entry((id, reason))
+                        .or_default() += grown;
+                }
+            }
+        }
+        let mut established = BTreeSet::new();
+        both.place.installation.flows()?.each(0, |row| {
+            if row.state == FlowState::Established {
+                established.insert(row.client.port());
+            }
+            true
+        })?;
+        for port in ports {
+            ensure!(
+                established.contains(&port),
+                "the flow of port {port} was evicted"
+            );
+        }
+        Ok(())
+    })
+}
