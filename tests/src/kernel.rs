@@ -49,6 +49,8 @@ impl Kernel {
         let folder = PathBuf::from(format!("/sys/fs/bpf/lb-test-{}-{name}", process::id()));
         fs::create_dir_all(&folder).context("bpffs at /sys/fs/bpf")?;
         let mut loader = EbpfLoader::new();
+        // As installed: without logging.
+        loader.override_global("AYA_LOG_LEVEL", &0u8, false);
         for (map, size) in sizes {
             loader.map_max_entries(map, *size);
         }

@@ -49,9 +49,10 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// As one word: functions of the BPF target return no more.
+    /// As one word, functions of the BPF target return no more: the kind in the low half (0 not ours, 1 pass, 2 drop,
+    /// 3 transmit, 4 redirect, 5 neighbour), the reason or interface in the high half.
     #[inline(always)]
-    pub(crate) const fn pack(self) -> u64 {
+    pub const fn pack(self) -> u64 {
         match self {
             Self::NotOurs => 0,
             Self::Pass(reason) => 1 | (reason as u64) << 32,
