@@ -17,9 +17,6 @@ use crate::{
 /// Ports tried for a new flow. At 80 % use of a backend's ports, one flow in 35 finds none free in 16.
 const PROBES: u32 = 16;
 
-/// Distance between tries: odd and prime to the size of any sensible range.
-const STRIDE: u32 = 1009;
-
 /// Seconds after which the port of a half-open flow may go to another.
 const HALF_OPEN_SECONDS: u32 = 30;
 
@@ -263,6 +260,9 @@ fn begin<A: Layout, T: Tables + FamilyTables<A>>(
     let size = last - first + 1;
     let hash = hash::flow(&path.settings.hash_key, &parsed.tuple);
     let mut at = ((hash >> 32) * u64::from(size) >> 32) as u32;
+    // A distance of the flow's own: with one for all, taken ports grow together, and a flood of SYNs exhausts a backend
+    // whose ports are mostly free.
+    let stride = 1 + ((hash & 0xffff_ffff) * u64::from(size - 1) >> 32) as u32;
     let mut probe = 0;
     let mut reason = Reason::PortsExhausted;
     while probe < PROBES {
@@ -283,7 +283,7 @@ fn begin<A: Layout, T: Tables + FamilyTables<A>>(
             Claim::Taken => {}
             Claim::Full => reason = Reason::FlowTableFull,
         }
-        at += STRIDE;
+        at += stride;
         if at >= size {
             at = if at - size < size { at - size } else { 0 };
         }
