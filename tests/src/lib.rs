@@ -2,6 +2,7 @@
 //! balancer under test.
 
 pub mod balancer;
+pub mod bench;
 pub mod both;
 pub mod clients;
 pub mod demo;

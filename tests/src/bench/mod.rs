@@ -1,0 +1,28 @@
+//! The measurements behind the README's figures: `cargo xtask bench packet`.
+
+mod assembler;
+mod contents;
+mod frames;
+mod kernel;
+mod machine;
+mod packet;
+
+use anyhow::{Result, bail, ensure};
+
+/// Runs the subject that the arguments name; `--json` prints JSON and nothing else.
+pub fn run(arguments: &[String]) -> Result<()> {
+    let json = arguments.iter().any(|word| word == "--json");
+    let subjects: Vec<&str> = arguments
+        .iter()
+        .map(String::as_str)
+        .filter(|word| *word != "--json")
+        .collect();
+    ensure!(
+        crate::is_root(),
+        "BPF programs can be loaded by root only: run as root"
+    );
+    match subjects[..] {
+        ["packet"] => packet::run(json),
+        _ => bail!("no such subject: packet"),
+    }
+}

@@ -1,0 +1,247 @@
+//! `bench packet`: nanoseconds per packet on one core, net of what an empty program costs in the same run.
+
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd as _, BorrowedFd},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::abi::NextHop;
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::json;
+
+use super::{
+    assembler::Assembler,
+    contents::{self, Kind as Service},
+    frames::{self, Fresh, Kind},
+    kernel::{self, XDP_PASS, XDP_TX},
+    machine,
+};
+use crate::kernel::Kernel;
+
+/// Rounds of each case and packets in a round. The fastest round counts: all that disturbs makes rounds slower.
+const ROUNDS: u32 = 25;
+const PACKETS: u32 = 200_000;
+
+/// Clients' addresses; the last two bytes count.
+const CLIENT4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0);
+const MACS: frames::Macs = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+
+/// Test runs without a context come in by `lo`.
+const LOOPBACK: u32 = 1;
+
+struct Case {
+    name: &'static str,
+    to: SocketAddr,
+    kind: Kind,
+    flows: u64,
+    /// What the program is to say of each packet.
+    action: u32,
+    /// Nanoseconds.
+    target: Option<f64>,
+}
+
+const NOT_OURS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), 80);
+
+const fn case(name: &'static str, service: Service, kind: Kind, flows: u64, target: f64) -> Case {
+    Case {
+        name,
+        to: service.vip(),
+        kind,
+        flows,
+        action: XDP_TX,
+        target: if target > 0.0 { Some(target) } else { None },
+    }
+}
+
+/// More flows than fit any table: each packet begins one.
+const ENDLESS: u64 = 1 << 31;
+
+const CASES: [Case; 12] = [
+    Case {
+        name: "not ours",
+        to: NOT_OURS,
+        kind: Kind::Ack,
+        flows: 1,
+        action: XDP_PASS,
+        target: Some(20.0),
+    },
+    case(
+        "ipip v4 established, 1 flow",
+        Service::Ipip4,
+        Kind::Ack,
+        1,
+        50.0,
+    ),
+    case(
+        "ipip v4 established, 64 k flows",
+        Service::Ipip4,
+        Kind::Ack,
+        1 << 16,
+        50.0,
+    ),
+    case(
+        "ipip v4 established, 512 k flows",
+        Service::Ipip4,
+        Kind::Ack,
+        1 << 19,
+        50.0,
+    ),
+    case(
+        "ipip v6 established, 1 flow",
+        Service::Ipip6,
+        Kind::Ack,
+        1,
+        50.0,
+    ),
+    case(
+        "ipip v6 established, 64 k flows",
+        Service::Ipip6,
+        Kind::Ack,
+        1 << 16,
+        50.0,
+    ),
+    case(
+        "ipip v6 established, 512 k flows",
+        Service::Ipip6,
+        Kind::Ack,
+        1 << 19,
+        50.0,
+    ),
+    case("nat hit", Service::Nat, Kind::Ack, 1, 130.0),
+    case("nat hit, 64 k flows", Service::Nat, Kind::Ack, 1 << 16, 0.0),
+    case("nat miss", Service::Nat, Kind::Syn, ENDLESS, 0.0),
+    case("syn, ipip", Service::Ipip4, Kind::Syn, ENDLESS, 55.0),
+    case("udp, ipip", Service::Ipip4, Kind::Udp, ENDLESS, 50.0),
+];
+
+struct Row {
+    case: &'static Case,
+    floor: f64,
+    net: f64,
+}
+
+pub(super) fn run(json: bool) -> Result<()> {
+    let machine = machine::describe()?;
+    machine::pin(0)?;
+    let mut kernel = Kernel::load("bench", contents::SIZES)?;
+    let clock = Clock::read(&mut kernel)?;
+    let next_hop = NextHop {
+        destination: NextHop::destination_word(MACS[0], NextHop::RESOLVED | NextHop::XDP_SEND),
+        source: NextHop::source_word(MACS[1], 1500),
+        ifindex: LOOPBACK,
+        ..NextHop::default()
+    };
+    contents::fill(&mut kernel, &next_hop, clock.rate)?;
+    contents::establish(&kernel, CLIENT4, 1 << 16, clock.now)?;
+    let info = kernel.xdp()?.info()?;
+    let verified = info.verified_instruction_count().unwrap_or(0);
+    let translated = info.size_translated().unwrap_or(0) / 8;
+    let program = kernel.xdp()?.fd()?.try_clone()?;
+    let empty = kernel::load(&Assembler::default().finish(XDP_PASS))?;
+    let rows = CASES
+        .iter()
+        .map(|case| measure(case, program.as_fd(), empty.as_fd()).context(case.name))
+        .collect::<Result<Vec<_>>>()?;
+    let floor = tenths(rows[0].floor);
+    if json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                json!({
+                    "case": row.case.name, "ns": tenths(row.net),
+                    "verified": verified, "translated": translated,
+                })
+            })
+            .collect();
+        let whole = json!({ "machine": machine, "floor_ns": floor, "rows": rows });
+        return machine::print(&format!("{whole:#}"));
+    }
+    let mut table = format!(
+        "{machine}\nfloor (a fresh frame each time, an empty program): {floor} ns\n\
+         program: {verified} instructions verified, {translated} translated\n\n\
+         {:34} {:>9} {:>9}\n",
+        "case", "ns/packet", "target"
+    );
+    for row in &rows {
+        let target = row
+            .case
+            .target
+            .map_or(String::new(), |ns| format!("≤ {ns}"));
+        let (name, ns) = (row.case.name, tenths(row.net));
+        writeln!(table, "{name:34} {ns:>9} {target:>9}")?;
+    }
+    machine::print(&table)
+}
+
+fn tenths(ns: f64) -> f64 {
+    (ns * 10.0).round() / 10.0
+}
+
+/// Both programs behind the same trampoline, round by round, so that both see the same machine.
+fn measure(case: &'static Case, program: BorrowedFd<'_>, empty: BorrowedFd<'_>) -> Result<Row> {
+    let client = match case.to {
+        SocketAddr::V4(_) => IpAddr::V4(CLIENT4),
+        SocketAddr::V6(_) => IpAddr::V6(CLIENT6),
+    };
+    let frame = frames::frame(MACS, client, case.to, case.kind)?;
+    let fresh = Fresh::tail_call(frame, case.flows)?;
+    let (mut floor, mut whole) = (f64::MAX, f64::MAX);
+    for _ in 0..ROUNDS {
+        floor = floor.min(round(&fresh, empty, XDP_PASS)?);
+        whole = whole.min(round(&fresh, program, case.action)?);
+    }
+    Ok(Row {
+        case,
+        floor,
+        net: whole - floor,
+    })
+}
+
+/// Nanoseconds of this thread's processor time per packet.
+fn round(fresh: &Fresh, program: BorrowedFd<'_>, action: u32) -> Result<f64> {
+    let whole = fresh.before(program)?;
+    let before = processor_time();
+    let returned = kernel::run(whole, &fresh.frame, PACKETS)?;
+    let time = processor_time().saturating_sub(before);
+    ensure!(
+        returned == action,
+        "the program returned {returned}, not {action}"
+    );
+    Ok(time.as_nanos() as f64 / f64::from(PACKETS))
+}
+
+/// What other threads take is no part of it.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The kernel's jiffies.
+struct Clock {
+    now: u32,
+    /// Per second.
+    rate: u32,
+}
+
+impl Clock {
+    fn read(kernel: &mut Kernel) -> Result<Self> {
+        let program = kernel.ebpf.program_mut("millrace_clock");
+        let program: &mut aya::programs::Xdp = program.context("millrace_clock")?.try_into()?;
+        program.load()?;
+        let now = || -> Result<u32> { Ok(kernel::run(program.fd()?.as_fd(), &[0; 14], 1)?) };
+        let (start, first) = (Instant::now(), now()?);
+        thread::sleep(Duration::from_millis(200));
+        let (now, time) = (now()?, start.elapsed().as_secs_f64());
+        let measured = f64::from(now.wrapping_sub(first)) / time;
+        let rate = [100, 250, 300, 1000]
+            .into_iter()
+            .min_by_key(|rate| (measured / f64::from(*rate) * 1000.0 - 1000.0).abs() as u64)
+            .context("a rate")?;
+        Ok(Self { now, rate })
+    }
+}
