@@ -5,7 +5,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// eth0 (2) with 192.0.2.1/24, 192.0.2.2 as a second address, and 2001:db8::1/64; the default route by it.
+/// `eth0` (2) with `192.0.2.1/24`, `192.0.2.2` as a second address, and `2001:db8::1/64`; the default route by it.
 fn facts() -> Facts {
     let mut facts = Facts::default();
     let link = Link {

@@ -3,6 +3,7 @@
 pub mod dump;
 pub mod limits;
 pub mod op;
+pub mod table;
 
 pub use dump::{Dump, DumpedService};
 pub use limits::Limits;
