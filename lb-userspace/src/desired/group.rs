@@ -58,6 +58,7 @@ pub fn service(
     Service {
         mode: asked.mode,
         affinity: asked.affinity.is_some(),
+        algorithm: asked.algorithm,
         source_ranges: asked.source_ranges.clone(),
         groups: groups
             .into_iter()

@@ -19,7 +19,7 @@ use lb_common::abi::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{Config, ConfigError, Frontend, ServiceName},
+    config::{Algorithm, Config, ConfigError, Frontend, ServiceName},
     health::View,
     net::{Facts, Path},
 };
@@ -40,6 +40,7 @@ pub struct Service {
     pub mode: Mode,
     /// The client's address alone chooses the backend.
     pub affinity: bool,
+    pub algorithm: Algorithm,
     /// Clients that are allowed; empty: all.
     pub source_ranges: Vec<IpNet>,
     /// Its frontends, those with the same eligible backends together; in a stable order, one at least.

@@ -52,7 +52,7 @@ impl Limits {
 
     /// Elements of `FRONTENDS4` and `FRONTENDS6`: each frontend may bring the marker of its own VIP.
     pub const fn frontend_entries(&self) -> u32 {
-        2 * self.frontends
+        2 * self.frontend_ids()
     }
 
     /// Ids of frontends: 0 is none, and 64 more let some be replaced at once.

@@ -1,0 +1,504 @@
+//! Plans against an in-memory dataplane, checked after every single op: what a packet between two ops would meet.
+
+mod watch;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use lb_common::abi::Mode;
+use proptest::prelude::*;
+
+use super::{ids::Ids, *};
+use crate::{
+    config::{Algorithm, Protocol},
+    dataplane::Dataplane as _,
+    desired::{Group, GroupFrontend, GroupKey, Service},
+    net::Path,
+};
+use watch::Watch;
+
+const KEY: [u64; 2] = [7, 8];
+const LIMITS: Limits = Limits {
+    frontends: 16,
+    backends: 256,
+    flows: 16,
+};
+
+fn name(text: &str) -> ServiceName {
+    text.parse().unwrap()
+}
+
+fn frontend(last: u8, port: u16) -> GroupFrontend {
+    GroupFrontend {
+        frontend: Frontend {
+            address: if last < 100 {
+                IpAddr::from([192, 0, 2, last])
+            } else {
+                IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()))
+            },
+            port,
+            protocol: Protocol::Tcp,
+        },
+        owns_address: true,
+    }
+}
+
+fn path(neighbour: Option<u8>) -> Path {
+    Path {
+        ifindex: 2,
+        gateway: IpAddr::from([192, 0, 2, 254]),
+        source: IpAddr::from([192, 0, 2, 1]),
+        own_mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        neighbour: neighbour.map(|last| [2, 0, 0, 0, 1, last]),
+        xdp_send: true,
+    }
+}
+
+fn backend(last: u8) -> desired::Backend {
+    let address = IpAddr::from(Ipv4Addr::new(10, 0, 0, last));
+    desired::Backend {
+        socket: (address, 80).into(),
+        address,
+        port: 80,
+        weight: 100,
+        drain: false,
+        down: false,
+        source: Some(IpAddr::from([192, 0, 2, 1])),
+        path: Some(path(Some(1))),
+    }
+}
+
+fn service(frontends: &[GroupFrontend], backends: Vec<desired::Backend>) -> Service {
+    Service {
+        mode: Mode::Nat,
+        affinity: false,
+        algorithm: Algorithm::Rendezvous,
+        source_ranges: Vec::new(),
+        groups: vec![Group {
+            key: GroupKey {
+                v4: None,
+                port: None,
+            },
+            frontends: frontends.to_vec(),
+            backends,
+        }],
+    }
+}
+
+fn desired(services: &[(&str, &Service)]) -> Desired {
+    Desired {
+        services: services
+            .iter()
+            .map(|(text, service)| (name(text), (*service).clone()))
+            .collect(),
+    }
+}
+
+fn backends(of: impl IntoIterator<Item = u8>) -> Vec<desired::Backend> {
+    of.into_iter().map(backend).collect()
+}
+
+/// Plans, applies op by op, and gives the ops back.
+fn step(planner: &mut Planner, watch: &mut Watch, wanted: &Desired) -> Vec<Op> {
+    let mut ops = Vec::new();
+    planner.all(wanted, &mut ops).unwrap();
+    watch.apply(&ops);
+    watch.holds(wanted);
+    ops
+}
+
+fn graces(ops: &[Op]) -> usize {
+    ops.iter().filter(|op| **op == Op::Grace).count()
+}
+
+#[test]
+fn a_service_comes_changes_and_goes() {
+    let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));
+    let web = service(&[frontend(10, 80), frontend(100, 80)], backends(1..=4));
+    let ops = step(&mut planner, &mut watch, &desired(&[("web", &web)]));
+    assert_eq!(graces(&ops), 0);
+    assert_eq!(
+        step(&mut planner, &mut watch, &desired(&[("web", &web)])),
+        []
+    );
+    let placed = planner.placed(&name("web"));
+    assert_eq!(placed[0].backends.len(), 4);
+    assert_eq!(
+        placed[0].backends.iter().map(|one| one.slots).sum::<u32>(),
+        256
+    );
+    assert_eq!(placed[0].frontends.len(), 2);
+
+    // A drain moves its slots in one store.
+    let mut drained = web.clone();
+    drained.groups[0].backends[1].drain = true;
+    let ops = step(&mut planner, &mut watch, &desired(&[("web", &drained)]));
+    assert!(matches!(
+        &ops[..],
+        [
+            Op::Slots { .. },
+            Op::Table { .. },
+            Op::BackendLink { state: 0, .. }
+        ]
+    ));
+    let ops = step(&mut planner, &mut watch, &desired(&[]));
+    assert!(!ops.is_empty());
+    assert!(watch.fake.frontends.is_empty());
+    assert!(
+        watch.fake.addresses.len() == 1,
+        "replies to the source of old flows stay ours"
+    );
+    assert_eq!(planner.usage().map(|usage| usage.used), [0; 6]);
+}
+
+#[test]
+fn a_replacement_moves_no_slot() {
+    let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));
+    let before = service(&[frontend(10, 80)], backends([1, 2, 3]));
+    step(&mut planner, &mut watch, &desired(&[("web", &before)]));
+    let after = service(&[frontend(10, 80)], backends([1, 3, 9]));
+    let ops = step(&mut planner, &mut watch, &desired(&[("web", &after)]));
+    assert!(
+        !ops.iter()
+            .any(|op| matches!(op, Op::Table { .. } | Op::Slots { .. })),
+        "{ops:?}"
+    );
+    let ordinals: Vec<_> = planner.placed(&name("web"))[0]
+        .backends
+        .iter()
+        .map(|one| one.address.to_string())
+        .collect();
+    assert_eq!(ordinals, ["10.0.0.1", "10.0.0.9", "10.0.0.3"]);
+}
+
+#[test]
+fn slots_remember_their_former_owners() {
+    let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));
+    let mut web = service(&[frontend(10, 80)], backends(1..=3));
+    step(&mut planner, &mut watch, &desired(&[("web", &web)]));
+    web.groups[0].backends[0].down = true;
+    step(&mut planner, &mut watch, &desired(&[("web", &web)]));
+    let chained = |watch: &Watch| {
+        let slots = watch.table(0);
+        slots
+            .iter()
+            .filter(|slot| lb_common::abi::owner(**slot, 1) == 0)
+            .count()
+    };
+    assert!(
+        chained(&watch) > 64,
+        "slots of ordinal 0 have it as former owner"
+    );
+    // The one that is down leaves: nobody is led to who comes after it.
+    web.groups[0].backends.remove(0);
+    let ops = step(&mut planner, &mut watch, &desired(&[("web", &web)]));
+    assert!(!ops.iter().any(|op| matches!(op, Op::Table { .. })));
+    assert_eq!(chained(&watch), 0);
+}
+
+#[test]
+fn a_neighbour_is_one_op_for_all_behind_it() {
+    let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));
+    let mut web = service(&[frontend(10, 80)], backends(1..=4));
+    step(&mut planner, &mut watch, &desired(&[("web", &web)]));
+    for backend in &mut web.groups[0].backends {
+        backend.path = Some(path(None));
+    }
+    let ops = step(&mut planner, &mut watch, &desired(&[("web", &web)]));
+    assert!(matches!(&ops[..], [Op::Neighbour { .. }]), "{ops:?}");
+    // Another interface is another next hop.
+    let other = Path {
+        ifindex: 3,
+        ..path(Some(1))
+    };
+    for backend in &mut web.groups[0].backends {
+        backend.path = Some(other.clone());
+    }
+    let ops = step(&mut planner, &mut watch, &desired(&[("web", &web)]));
+    let links = ops
+        .iter()
+        .filter(|op| matches!(op, Op::BackendLink { .. }))
+        .count();
+    assert!(matches!(ops[0], Op::NextHop { id: 2, .. }));
+    assert_eq!((ops.len(), links), (5, 4));
+}
+
+#[test]
+fn a_restart_changes_nothing() {
+    let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));
+    let mut web = service(&[frontend(10, 80), frontend(100, 443)], backends(1..=4));
+    web.source_ranges = vec![
+        "198.51.100.0/24".parse().unwrap(),
+        "2001:db8::/32".parse().unwrap(),
+    ];
+    let dns = service(&[frontend(11, 53)], backends([7]));
+    let empty = service(&[frontend(12, 53)], Vec::new());
+    let wanted = desired(&[("web", &web), ("dns", &dns), ("empty", &empty)]);
+    step(&mut planner, &mut watch, &wanted);
+    web.groups[0].backends[2].down = true;
+    let wanted = desired(&[("web", &web), ("dns", &dns), ("empty", &empty)]);
+    step(&mut planner, &mut watch, &wanted);
+
+    let mut again = Planner::restore(LIMITS, KEY, watch.fake.dump().unwrap(), &wanted);
+    assert_eq!(step(&mut again, &mut watch, &wanted), []);
+    assert_eq!(again.usage(), planner.usage());
+    for service in ["web", "dns", "empty"] {
+        assert_eq!(again.placed(&name(service)), planner.placed(&name(service)));
+    }
+    // A change that came while nobody was there; what was reserved is not given out.
+    let renamed = desired(&[("www", &web), ("dns", &dns)]);
+    let mut again = Planner::restore(LIMITS, KEY, watch.fake.dump().unwrap(), &renamed);
+    let ops = step(&mut again, &mut watch, &renamed);
+    assert!(
+        !ops.iter()
+            .any(|op| matches!(op, Op::InsertFrontend4 { .. } | Op::Table { .. }))
+    );
+    assert!(
+        !watch
+            .fake
+            .frontends
+            .keys()
+            .any(|key| key.address == IpAddr::from([192, 0, 2, 12]))
+    );
+    let mut more = web.clone();
+    more.groups[0].backends.extend(backends(20..=40));
+    let ops = step(
+        &mut again,
+        &mut watch,
+        &desired(&[("www", &more), ("dns", &dns)]),
+    );
+    assert!(graces(&ops) <= 1);
+}
+
+#[test]
+fn a_frontend_goes_over_to_another_service() {
+    let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));
+    let a = service(&[frontend(10, 80), frontend(10, 81)], backends([1, 2]));
+    let b = service(&[frontend(11, 80)], backends([3]));
+    step(&mut planner, &mut watch, &desired(&[("a", &a), ("b", &b)]));
+    let a = service(&[frontend(10, 80)], backends([1, 2]));
+    let b = service(&[frontend(11, 80), frontend(10, 81)], backends([3]));
+    let mut ops = Vec::new();
+    // The winner first, then the loser.
+    for (service, to) in [("b", &b), ("a", &a)] {
+        planner.service(&name(service), Some(to), &mut ops).unwrap();
+    }
+    watch.apply(&ops);
+    watch.holds(&desired(&[("a", &a), ("b", &b)]));
+    // The loser first.
+    let c = service(&[frontend(10, 80)], backends([4]));
+    let mut ops = Vec::new();
+    planner.service(&name("a"), None, &mut ops).unwrap();
+    planner.service(&name("c"), Some(&c), &mut ops).unwrap();
+    watch.apply(&ops);
+    watch.holds(&desired(&[("c", &c), ("b", &b)]));
+}
+
+#[test]
+fn full_maps_are_named_and_change_nothing() {
+    let limits = Limits {
+        frontends: 1,
+        backends: 2,
+        flows: 1,
+    };
+    let mut planner = Planner::new(limits, KEY);
+    planner.pools.backends = Ids::new(4);
+    let mut watch = Watch::new(limits);
+    let web = service(&[frontend(10, 80)], backends(1..=3));
+    step(&mut planner, &mut watch, &desired(&[("web", &web)]));
+    let usage = planner.usage();
+    let mut ops = Vec::new();
+    let other = service(&[frontend(11, 80)], backends([9]));
+    let error = planner
+        .service(&name("other"), Some(&other), &mut ops)
+        .unwrap_err();
+    assert_eq!(error.to_string(), "backends: 4 of 3; raise limits.backends");
+    assert_eq!((ops, planner.usage()), (Vec::new(), usage));
+    let error = planner.check(&desired(&[("web", &web)])).unwrap_err();
+    assert_eq!(error.to_string(), "backends: 3 of 2; raise limits.backends");
+    let other = service(&[frontend(11, 80), frontend(12, 80)], Vec::new());
+    let error = planner.check(&desired(&[("other", &other)])).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "frontends: 2 of 1; raise limits.frontends"
+    );
+    // What goes makes room for what comes.
+    let other = service(&[frontend(11, 80)], backends(7..=9));
+    step(&mut planner, &mut watch, &desired(&[("other", &other)]));
+}
+
+#[test]
+fn settings_and_devices_change_when_they_do() {
+    let mut planner = Planner::new(LIMITS, KEY);
+    let mut ops = Vec::new();
+    let settings = Settings {
+        hz: 250,
+        ..Settings::default()
+    };
+    planner.settings(settings, &mut ops);
+    planner.settings(settings, &mut ops);
+    planner.devices(BTreeSet::from([2, 3]), &mut ops);
+    planner.devices(BTreeSet::from([3]), &mut ops);
+    assert_eq!(
+        ops,
+        [
+            Op::Settings(settings),
+            Op::InsertDevice { ifindex: 2 },
+            Op::InsertDevice { ifindex: 3 },
+            Op::RemoveDevice { ifindex: 2 }
+        ]
+    );
+}
+
+fn any_backend() -> impl Strategy<Value = desired::Backend> {
+    let path = prop_oneof![
+        8 => (2..5u32).prop_map(|ifindex| Some(Path { ifindex, ..path(None) })),
+        1 => Just(None),
+    ];
+    let weight = prop_oneof![6 => Just(100u16), 1 => Just(0), 1 => 1..=u16::MAX];
+    (1..12u8, weight, 0..8u8, path, 1..3u8).prop_map(|(last, weight, mood, path, own)| {
+        desired::Backend {
+            weight,
+            drain: mood == 0,
+            down: mood == 1,
+            source: path.as_ref().map(|_| IpAddr::from([192, 0, 2, own])),
+            path,
+            ..backend(last)
+        }
+    })
+}
+
+fn any_group() -> impl Strategy<Value = Vec<desired::Backend>> {
+    proptest::collection::vec(any_backend(), 0..9).prop_map(|mut list| {
+        let mut seen = BTreeSet::new();
+        list.retain(|one| seen.insert(one.address));
+        list
+    })
+}
+
+/// Four services; each frontend of a pool belongs to one of their two groups each, or to none.
+fn any_desired() -> impl Strategy<Value = Desired> {
+    let owners = proptest::collection::vec(0..10usize, 8);
+    let groups = proptest::collection::vec(any_group(), 8);
+    let services = proptest::collection::vec((0..4u8, any::<bool>(), 0..3u8), 4);
+    // A next hop has one neighbour, whoever is behind it.
+    let neighbours = proptest::collection::vec(0..3u8, 5);
+    (owners, groups, services, neighbours).prop_map(|(owners, mut groups, services, neighbours)| {
+        let paths = groups.iter_mut().flatten();
+        for path in paths.filter_map(|backend| backend.path.as_mut()) {
+            let mac = neighbours[path.ifindex as usize];
+            path.neighbour = (mac > 0).then_some([2, 0, 0, 0, 1, mac]);
+        }
+        let mut desired = Desired::default();
+        for (at, (range, affinity, mode)) in services.into_iter().enumerate() {
+            let mode = [Mode::Nat, Mode::Nat, Mode::Ipip][usize::from(mode)];
+            let mut service = Service {
+                mode,
+                affinity,
+                source_ranges: (0..range)
+                    .map(|net| format!("10.{net}.0.0/16").parse().unwrap())
+                    .collect(),
+                groups: Vec::new(),
+                ..service(&[], Vec::new())
+            };
+            for half in 0..2 {
+                let place = at * 2 + half;
+                let owned = owners
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, owner)| **owner == place);
+                let frontends: Vec<_> = owned
+                    .map(|(index, _)| frontend(10 + index as u8 / 2 + 95 * (index as u8 % 2), 80))
+                    .collect();
+                if !frontends.is_empty() {
+                    let mut group = service_group(&frontends, groups[place].clone());
+                    group.key.port = Some(half as u16 + 1);
+                    service.groups.push(group);
+                }
+            }
+            if !service.groups.is_empty() {
+                desired.services.insert(name(&format!("s{at}")), service);
+            }
+        }
+        desired
+    })
+}
+
+fn service_group(frontends: &[GroupFrontend], backends: Vec<desired::Backend>) -> Group {
+    service(frontends, backends).groups.remove(0)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn every_prefix_of_every_plan_is_whole(
+        steps in proptest::collection::vec((any_desired(), 0..6u8), 1..24),
+    ) {
+        let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));
+        // So few ids that they are given again soon.
+        planner.pools.backends = Ids::new(90);
+        planner.pools.next_hops = Ids::new(6);
+        planner.pools.services = Ids::new(17);
+        planner.pools.frontends = Ids::new(17);
+        for (wanted, kind) in steps {
+            if kind == 0 {
+                let dump = watch.fake.dump().unwrap();
+                planner = Planner::restore(LIMITS, KEY, dump, &wanted);
+            }
+            let ops = step(&mut planner, &mut watch, &wanted);
+            prop_assert!(graces(&ops) <= 24);
+            if kind == 1 {
+                let dump = watch.fake.dump().unwrap();
+                let usage = planner.usage().map(|usage| usage.used);
+                planner = Planner::restore(LIMITS, KEY, dump, &wanted);
+                prop_assert_eq!(step(&mut planner, &mut watch, &wanted), []);
+                prop_assert_eq!(planner.usage().map(|usage| usage.used), usage);
+            }
+        }
+    }
+}
+
+/// `cargo test --release plan::tests -- --ignored --nocapture`
+#[test]
+#[ignore = "measures"]
+fn how_long_plans_take() {
+    let limits = Limits {
+        frontends: 10_000,
+        backends: 262_144,
+        flows: 1,
+    };
+    let mut planner = Planner::new(limits, KEY);
+    let many: Vec<_> = (0..10_000u32)
+        .map(|at| {
+            let [_, _, high, low] = at.to_be_bytes();
+            let mut one = frontend(1, 80);
+            one.frontend.address = IpAddr::from([198, 18 + high / 128, high % 128, low]);
+            (name(&format!("s{at}")), service(&[one], backends(1..=25)))
+        })
+        .collect();
+    let start = std::time::Instant::now();
+    let mut count = 0;
+    for (name, service) in &many {
+        let mut ops = Vec::new();
+        planner.service(name, Some(service), &mut ops).unwrap();
+        count += ops.len();
+    }
+    println!(
+        "cold start of 10,000 x 25: {:?}, {count} ops",
+        start.elapsed()
+    );
+    let (name, service) = &many[5000];
+    let mut service = service.clone();
+    let mut took = Vec::new();
+    for round in 0..200 {
+        service.groups[0].backends[round % 25].down ^= true;
+        let start = std::time::Instant::now();
+        planner
+            .service(name, Some(&service), &mut Vec::new())
+            .unwrap();
+        took.push(start.elapsed());
+    }
+    took.sort();
+    println!("one change: p50 {:?}, p99 {:?}", took[100], took[198]);
+}
