@@ -126,7 +126,7 @@ impl Netns {
     }
 
     /// Makes `device` behave like a NIC on a wire: full checksums and VLAN tags inside the frame, no segmentation
-    /// left to the "hardware". `gro` starts the device's NAPI, without which nothing can be sent to it by XDP.
+    /// left to the "hardware". `gro` starts the device's NAPI, without which nothing can be redirected to it by XDP.
     pub fn like_a_wire(&self, device: &str) -> Result<()> {
         let options = "tx off txvlan off rxvlan off gso off gro on";
         let mut ethtool = Command::new("ethtool");

@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
 
-use crate::netns::Netns;
+use crate::{netns::Netns, pass::PassProgram};
 
 /// The address of most services, and its IPv6 twin.
 pub const VIP4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
@@ -72,6 +72,8 @@ impl Host {
 #[derive(Debug)]
 pub struct Topology {
     shape: Shape,
+    /// On the router's ports to the balancer, so that they take what it sends by XDP.
+    ports: Vec<PassProgram>,
     pub router: Netns,
     pub balancer: Host,
     pub clients: Vec<Host>,
@@ -111,19 +113,24 @@ impl Topology {
         let backends = (1..=backends as u16)
             .map(|number| backend(&router, number))
             .collect::<Result<_>>()?;
-        let topology = Self {
+        let mut topology = Self {
             shape,
+            ports: Vec::new(),
             router,
             balancer,
             clients: clients.into(),
             backends,
         };
         topology.plug_balancer()?;
+        if shape == Shape::TwoArms {
+            let second = PassProgram::attach(&topology.router, "lb1")?;
+            topology.ports.push(second);
+        }
         Ok(topology)
     }
 
     /// Connects the balancer's `eth0` and leads the VIPs there.
-    pub fn plug_balancer(&self) -> Result<()> {
+    pub fn plug_balancer(&mut self) -> Result<()> {
         let (network, v4, v6) = match self.shape {
             Shape::OneArm => ("lan", "10.0.0", "fd00::"),
             Shape::TwoArms => ("front", "10.1.0", "fd01::"),
@@ -138,6 +145,7 @@ impl Topology {
             &own4,
             &own6,
         )?;
+        self.ports.push(PassProgram::attach(&self.router, "lb")?);
         self.balancer.netns.ip([
             &*format!("route add default via {v4}.1"),
             &*format!("route add default via {v6}1"),

@@ -17,9 +17,9 @@ use anyhow::{Result, ensure};
 use lb_tests::{
     balancer::{Balancer, Configuration, PATIENCE},
     clients::{self, Held},
-    foreign::ForeignXdp,
     is_root,
     netns::{Netns, until},
+    pass::PassProgram,
     servers::{ECHO, HTTP},
     stage::{self, Stage, Way},
     topology::{Family, Shape, Topology},
@@ -239,7 +239,7 @@ fn a_foreign_xdp_program_is_named_and_not_replaced() -> Result<()> {
     }
     let topology = Topology::build(Shape::OneArm, 1)?;
     let host = &topology.balancer.netns;
-    let _stranger = ForeignXdp::attach(host, "eth0")?;
+    let _stranger = PassProgram::attach(host, "eth0")?;
     let attached = xdp_program(host)?.expect("the stranger");
     let balancer = Balancer::prepare(host)?;
     let configuration = stage::configuration(Way::Nat, Shape::OneArm, &topology.backends);
@@ -279,8 +279,8 @@ fn an_interface_that_vanishes_is_named_and_taken_up_when_it_returns() -> Result<
     if !is_root() {
         return Ok(());
     }
-    let stage = Stage::set(Way::Nat, Shape::OneArm)?;
-    let shown = |what: &str| {
+    let mut stage = Stage::set(Way::Nat, Shape::OneArm)?;
+    let shown = |stage: &Stage, what: &str| {
         until(PATIENCE, || {
             let interfaces = stage.balancer.json(&["status"])?["interfaces"].to_string();
             ensure!(
@@ -291,9 +291,9 @@ fn an_interface_that_vanishes_is_named_and_taken_up_when_it_returns() -> Result<
         })
     };
     stage.topology.unplug_balancer()?;
-    shown("missing")?;
+    shown(&stage, "missing")?;
     stage.topology.plug_balancer()?;
-    shown("native")?;
+    shown(&stage, "native")?;
     stage.balancer.wait_for(&stage.configuration)?;
     for family in Family::BOTH {
         let answers = clients::http(stage.client(), stage.vip(family, HTTP), 200, 2);
