@@ -5,7 +5,6 @@
 )]
 
 use network_types::{
-    eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
     tcp::TcpHdr,
     udp::UdpHdr,
@@ -25,8 +24,6 @@ pub const MAX_OFFSET: u32 = 511;
 pub unsafe trait Header: Copy {}
 
 // SAFETY: the headers of network-types are repr(C) without padding.
-unsafe impl Header for EthHdr {}
-// SAFETY: as above.
 unsafe impl Header for VlanHdr {}
 // SAFETY: as above.
 unsafe impl Header for Ipv4Hdr {}

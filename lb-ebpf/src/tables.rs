@@ -13,7 +13,7 @@ use lb_common::{
         Backend, Bucket, Flow, Frontend, FrontendKey, Hop, NextHop, Reason, Service, SourceKey,
         Tuple,
     },
-    bytes::{Addr, Address, V4, V6},
+    bytes::{Addr, Address, Macs, V4, V6},
     tables::{Budget, FamilyTables, FlowTable, Home, Route, Tables},
 };
 
@@ -64,8 +64,7 @@ impl<const TC: bool> KernelTables<TC> {
             FOUND => Route::Hop {
                 hop: Hop {
                     ifindex: query.ifindex,
-                    destination: query.dmac,
-                    source: query.smac,
+                    macs: Macs::new(query.dmac, query.smac),
                 },
                 mtu: if mtu > 1 { mtu } else { u16::MAX },
                 gateway,

@@ -111,11 +111,12 @@ impl Packet for XdpFrame {
 
     #[inline(always)]
     fn open(&mut self, link: u32, room: u32, _outer_v6: bool) -> bool {
-        let Some(ethernet) = self.read::<[u8; 14]>(0) else {
+        let (Some(macs), Some(ether_type)) = (self.read::<[u32; 3]>(0), self.read::<u16>(12))
+        else {
             return false;
         };
         let tags = if link > 14 {
-            self.read::<[u8; 8]>(14)
+            self.read::<[u32; 2]>(14)
         } else {
             None
         };
@@ -124,13 +125,11 @@ impl Packet for XdpFrame {
             return false;
         }
         if let Some(tags) = tags {
-            let first = [tags[0], tags[1], tags[2], tags[3]];
-            let second = [tags[4], tags[5], tags[6], tags[7]];
-            if !self.write(14, &first) || (link > 18 && !self.write(18, &second)) {
+            if !self.write(14, &tags[0]) || (link > 18 && !self.write(18, &tags[1])) {
                 return false;
             }
         }
-        self.write(0, &ethernet)
+        self.write(0, &macs) && self.write(12, &ether_type)
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     abi::{Hop, Reason, Settings},
-    bytes::{Addr, Address as _, V4, V6},
+    bytes::{Addr, Address as _, Macs, V4, V6},
     pipeline::{self, Scratch, Step, Verdict},
     sim::{Frame, World},
     tables::Route,
@@ -151,8 +151,7 @@ fn routes(world: &mut World, ifindex: u32, mac: [u8; 6]) {
     let hop = |last: u8, gateway: &str| Route::Hop {
         hop: Hop {
             ifindex,
-            destination: [2, 0, 0, 0, 0, last],
-            source: mac,
+            macs: Macs::new([2, 0, 0, 0, 0, last], mac),
         },
         mtu: 1500,
         gateway: addr(gateway),

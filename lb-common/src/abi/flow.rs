@@ -2,7 +2,7 @@
 //! the client's packet (client → VIP) and the backend's reply (backend → own address). Either is rebuilt from the
 //! other.
 
-use crate::bytes::{Be16, Mac};
+use crate::bytes::{Be16, Macs};
 
 /// Key of `FLOWS4`, `HALF_OPEN4` (16 bytes) and `FLOWS6`, `HALF_OPEN6` (40 bytes): a packet's addresses and ports as
 /// they arrive.
@@ -36,8 +36,7 @@ impl<A: Copy> Tuple<A> {
 #[repr(C)]
 pub struct Hop {
     pub ifindex: u32,
-    pub destination: Mac,
-    pub source: Mac,
+    pub macs: Macs,
 }
 
 /// Value of the flow tables: 56 bytes (IPv4), 80 (IPv6).

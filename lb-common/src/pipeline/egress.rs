@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     abi::{Backend, Hop, NextHop, Reason},
-    bytes::{Addr, Address as _, V4, V6},
+    bytes::{Addr, Address as _, Macs, V4, V6},
     packet::Packet,
     tables::{FamilyTables, Home, Route, Tables},
 };
@@ -42,7 +42,10 @@ pub(crate) fn to_backend<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
             return Err(Reason::HandedUp);
         }
         scratch.exit = Exit {
-            hop: hop(next.ifindex, destination, next.source),
+            hop: Hop {
+                ifindex: next.ifindex,
+                macs: Macs::from_words(destination, next.source),
+            },
             gateway: next.gateway,
             mtu: u32::from(next.mtu()),
         };
@@ -123,16 +126,6 @@ pub(crate) fn leave<P: Packet, T: Tables>(
     Ok(())
 }
 
-#[inline(always)]
-fn hop(ifindex: u32, destination: u64, source: u64) -> Hop {
-    let (to, from) = (destination.to_le_bytes(), source.to_le_bytes());
-    Hop {
-        ifindex,
-        destination: [to[0], to[1], to[2], to[3], to[4], to[5]],
-        source: [from[0], from[1], from[2], from[3], from[4], from[5]],
-    }
-}
-
 /// Writes the link addresses and gives the verdict; the rest of the packet is ready.
 #[inline(always)]
 pub(crate) fn send<P: Packet, T: Tables>(
@@ -148,9 +141,9 @@ pub(crate) fn send<P: Packet, T: Tables>(
     }
     path.tables.trace(Step::NextHop {
         ifindex,
-        mac: Some(exit.hop.destination),
+        mac: Some(exit.hop.macs.destination()),
     });
-    if !packet.write(0, &exit.hop.destination) || !packet.write(6, &exit.hop.source) {
+    if !packet.write(0, exit.hop.macs.as_header()) {
         return path.end(0, Reason::NoHeadroom);
     }
     if ifindex == packet.ingress() {

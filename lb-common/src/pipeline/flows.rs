@@ -77,8 +77,7 @@ impl<A> Parsed<A> {
 pub(crate) fn last_hop<A, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Hop {
     Hop {
         ifindex: packet.ingress(),
-        destination: parsed.link.source,
-        source: parsed.link.destination,
+        macs: parsed.link.macs.swapped(),
     }
 }
 

@@ -1,14 +1,13 @@
 //! Frame bytes to a tuple. Nothing here decides.
 
 use network_types::{
-    eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
     vlan::VlanHdr,
 };
 
 use crate::{
     abi::{Reason, Tuple},
-    bytes::{Address, Be16, Mac, V4, V6},
+    bytes::{Address, Be16, Macs, V4, V6},
     packet::{MAX_OFFSET, Packet},
 };
 
@@ -41,8 +40,7 @@ pub mod tcp_flag {
 /// The link header.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Link {
-    pub destination: Mac,
-    pub source: Mac,
+    pub macs: Macs,
     /// Bytes up to the network header: 14, 18 or 22.
     pub length: u32,
     /// EtherType of the network header, as loaded.
@@ -93,12 +91,11 @@ pub(crate) struct Network<A> {
 /// Ethernet and up to two tags (IEEE 802.1Q, 802.1ad). A third tag is nothing we know.
 #[inline(always)]
 pub(crate) fn link<P: Packet>(packet: &P) -> Option<Link> {
-    let ethernet: EthHdr = packet.read(0)?;
+    let ether_type: u16 = packet.read(ETH - 2)?;
     let mut link = Link {
-        destination: ethernet.dst_addr,
-        source: ethernet.src_addr,
+        macs: Macs::from_header(packet.read(0)?),
         length: ETH,
-        ether_type: ethernet.ether_type,
+        ether_type,
     };
     if is_tag(link.ether_type) {
         link.ether_type = packet.read::<VlanHdr>(ETH)?.ether_type;

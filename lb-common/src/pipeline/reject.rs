@@ -100,8 +100,7 @@ fn headers<A: Layout, P: Packet>(
         };
         packet.write(link, &header)
     };
-    (written && packet.write(0, &parsed.link.source) && packet.write(6, &parsed.link.destination))
-        .then_some(())
+    (written && packet.write(0, parsed.link.macs.swapped().as_header())).then_some(())
 }
 
 /// The pseudo-header of an answer (RFC 9293, section 3.1; RFC 8200, section 8.1).

@@ -31,8 +31,7 @@ impl Routing {
                 Some(mac) => Route::Hop {
                     hop: Hop {
                         ifindex: path.ifindex,
-                        destination: mac,
-                        source: path.own_mac,
+                        macs: lb_common::bytes::Macs::new(mac, path.own_mac),
                     },
                     mtu: path.mtu,
                     gateway: path.gateway.into(),
