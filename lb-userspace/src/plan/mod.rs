@@ -10,6 +10,7 @@ mod group;
 mod ids;
 pub mod limits;
 mod listing;
+mod members;
 mod next_hops;
 pub mod op;
 mod ordinals;
@@ -23,8 +24,10 @@ pub mod table;
 mod tests;
 mod view;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use lb_common::abi::{Backend, Settings};
 
