@@ -10,4 +10,7 @@ pub mod health;
 pub mod net;
 pub mod observe;
 pub mod plan;
+pub mod privileges;
+pub mod reconcile;
 pub mod state;
+pub mod supervise;

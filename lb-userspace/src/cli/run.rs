@@ -1,16 +1,93 @@
 //! `millrace run`: the agent.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+};
 
-use super::{Exit, Failure};
+use anyhow::Context as _;
+use clap::ValueEnum;
+use tracing_subscriber::EnvFilter;
+
+use super::{Exit, ExitWith as _, Failure, Global};
+use crate::{attach, supervise};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Configuration file (YAML); watched, and applied when it changes.
+    /// Configuration file (YAML); watched, and applied when it changes
     #[arg(long, short, value_name = "FILE")]
     config: PathBuf,
+    /// Folder on a BPF filesystem for programs, maps and links
+    #[arg(long, value_name = "PATH", env = "MILLRACE_PIN_ROOT", default_value = attach::DEFAULT_PIN_ROOT)]
+    pin_root: PathBuf,
+    /// Folder of locks and marks
+    #[arg(long, value_name = "PATH", env = "MILLRACE_RUN_FOLDER", default_value = attach::DEFAULT_RUN_FOLDER)]
+    run_folder: PathBuf,
+    /// Log of the packet path; anything but off costs each packet time
+    #[arg(long, value_enum, default_value_t = PacketLog::Off, value_name = "LEVEL")]
+    packet_log: PacketLog,
+    /// What the agent logs: a level, or directives as `info,lb_userspace::net=debug`
+    #[arg(
+        long,
+        env = "MILLRACE_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    log_level: String,
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    log_format: LogFormat,
 }
 
-pub(super) fn run(_args: &Args, _global: &super::Global) -> Result<Exit, Failure> {
-    Err(anyhow::anyhow!("this build has no agent yet").into())
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+enum LogFormat {
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Clone, Copy, ValueEnum, Debug)]
+enum PacketLog {
+    Off,
+    Debug,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
+    log(args)?;
+    supervise::run(&supervise::Options {
+        config: args.config.clone(),
+        pin_root: args.pin_root.clone(),
+        run_folder: args.run_folder.clone(),
+        socket: global.socket.clone(),
+        packet_log: match args.packet_log {
+            PacketLog::Off => 0,
+            // aya-log counts from error (1).
+            PacketLog::Debug => 4,
+        },
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// To standard error. In the text form without colours: it ends up in a journal or a container's log.
+fn log(args: &Args) -> Result<(), Failure> {
+    // At debug these tell of every relocation and message.
+    let mut directives = format!(
+        "aya=info,aya_obj=info,netlink_proto=info,{}",
+        args.log_level
+    );
+    if !matches!(args.packet_log, PacketLog::Off) {
+        directives.push_str(",millrace_bpf=debug,lb_common=debug");
+    }
+    let filter = EnvFilter::try_new(&directives)
+        .with_context(|| format!("--log-level {}", args.log_level))
+        .exit(Exit::Usage)?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
 }

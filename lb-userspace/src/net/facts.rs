@@ -95,16 +95,34 @@ impl Facts {
         self.links.get(&ifindex).is_some_and(can)
     }
 
+    /// Neighbours that are known here or there and not alike.
+    pub fn neighbours_that_differ(&self, other: &Self) -> Vec<(u32, IpAddr)> {
+        let gone = self
+            .neighbours
+            .keys()
+            .filter(|key| !other.neighbours.contains_key(key));
+        let new = other
+            .neighbours
+            .iter()
+            .filter(|(key, known)| self.neighbours.get(key) != Some(known));
+        gone.chain(new.map(|(key, _)| key)).copied().collect()
+    }
+
+    /// Whether links, addresses, routes or ports are not alike.
+    pub fn differs_beyond_neighbours(&self, other: &Self) -> bool {
+        self.links != other.links
+            || self.addresses != other.addresses
+            || self.routes != other.routes
+            || self.local_ports != other.local_ports
+    }
+
     /// Whether anything became different.
     pub fn apply(&mut self, update: Update) -> bool {
         match update {
             Update::All(mut facts) => {
                 facts.attached = std::mem::take(&mut self.attached);
-                let before = Self {
-                    attached: facts.attached.clone(),
-                    ..std::mem::take(self)
-                };
-                let changed = before != *facts;
+                let changed =
+                    self.differs_beyond_neighbours(&facts) || self.neighbours != facts.neighbours;
                 *self = *facts;
                 changed
             }

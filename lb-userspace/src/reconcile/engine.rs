@@ -1,0 +1,560 @@
+//! The agent without its tasks: what is asked for, what is known, and what the maps hold. Facts come in;
+//! [`Engine::flush`] brings the maps after them, at a cost in proportion to what changed. It has no channel, and its
+//! dataplane may be in memory.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::paths::{Moved, Paths};
+use crate::{
+    config::{self, Config, ConfigError, Service, ServiceName},
+    dataplane::{ApplyError, Dataplane, DumpError},
+    desired::{self, Desired, Drains},
+    health::{self, Assignment, Check, Target, View},
+    net::{Facts, Pokes, Update},
+    plan::{Op, PlanError, Planner},
+    state::Refused,
+};
+
+/// Ops are applied when they are this many, so that a cold start does not hold all tables twice.
+const CHUNK: usize = 256;
+
+/// Everything between facts and maps.
+#[derive(Debug)]
+pub struct Engine<D> {
+    config: Config,
+    /// Index in `config.services`.
+    at: HashMap<ServiceName, usize>,
+    facts: Facts,
+    health: View,
+    drains: Drains,
+    general: General,
+    paths: Paths,
+    pokes: Pokes,
+    planner: Planner,
+    dataplane: D,
+    /// Services to plan again, those that are gone among them.
+    dirty: BTreeSet<ServiceName>,
+    /// An op failed: the maps are not what the planner believes.
+    astray: bool,
+    /// At the start the maps had backends that get no new flows.
+    found_unusable: bool,
+}
+
+/// What is no service's own.
+#[derive(Debug)]
+struct General {
+    hash_key: [u64; 2],
+    hz: u32,
+    bypass: bool,
+    /// Settings and devices are to be planned again.
+    dirty: bool,
+}
+
+/// What an engine starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// Passed by [`desired::check`].
+    pub config: Config,
+    pub facts: Facts,
+    pub drains: Drains,
+    /// None: that of the maps, or a new one.
+    pub hash_key: Option<[u64; 2]>,
+    /// Jiffies per second of this kernel.
+    pub hz: u32,
+}
+
+/// Why the maps are not as they should be. The next [`Engine::flush`] tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum FlushError {
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error(transparent)]
+    Dump(#[from] DumpError),
+    #[error("a random key: {0}")]
+    Random(#[from] std::io::Error),
+    #[error("service {service}: {error}")]
+    Plan {
+        service: ServiceName,
+        error: PlanError,
+    },
+}
+
+/// What a flush did.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Flushed {
+    pub ops: usize,
+    pub services: Vec<ServiceName>,
+}
+
+impl<D: Dataplane> Engine<D> {
+    /// Takes over what the maps hold. Nothing is written before the first flush.
+    pub fn start(start: Start, mut dataplane: D) -> Result<Self, FlushError> {
+        let Start {
+            config,
+            facts,
+            drains,
+            hash_key,
+            hz,
+        } = start;
+        let dump = dataplane.dump()?;
+        let bypass = dump.settings.flags & lb_common::abi::setting_flag::BYPASS != 0;
+        let hash_key = match (hash_key, dump.settings.hash_key) {
+            (Some(key), _) => key,
+            (None, [0, 0]) => random_key()?,
+            (None, kept) => kept,
+        };
+        let mut engine = Self {
+            at: index(&config),
+            dirty: config
+                .services
+                .iter()
+                .map(|service| service.name.clone())
+                .collect(),
+            planner: Planner::new(config.limits, hash_key),
+            config,
+            facts,
+            health: View::default(),
+            drains,
+            general: General {
+                hash_key,
+                hz,
+                bypass,
+                dirty: true,
+            },
+            paths: Paths::default(),
+            pokes: Pokes::default(),
+            dataplane,
+            astray: true,
+            found_unusable: dump.backends.values().any(|backend| backend.state == 0),
+        };
+        engine.note_backends(
+            engine
+                .config
+                .services
+                .iter()
+                .map(|s| s.name.clone())
+                .collect::<Vec<_>>(),
+        );
+        Ok(engine)
+    }
+
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub const fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    pub const fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// For those who make it fail, or read it.
+    pub const fn dataplane_mut(&mut self) -> &mut D {
+        &mut self.dataplane
+    }
+
+    /// Ends the engine; what is applied stays.
+    pub fn into_dataplane(self) -> D {
+        self.dataplane
+    }
+
+    pub const fn drains(&self) -> &Drains {
+        &self.drains
+    }
+
+    pub const fn bypass(&self) -> bool {
+        self.general.bypass
+    }
+
+    /// A service of the config.
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.at.get(name).map(|at| &self.config.services[*at])
+    }
+
+    /// What a service is to be now.
+    pub fn desired(&self, name: &ServiceName) -> Option<desired::Service> {
+        let asked = self.service(name.as_str())?;
+        Some(desired::service(
+            &self.config,
+            asked,
+            &self.facts,
+            &self.health,
+            &self.drains,
+        ))
+    }
+
+    /// The network changed. True if it is more than neighbours.
+    pub fn network(&mut self, updates: Vec<Update>) -> bool {
+        let mut moved = Moved::default();
+        let mut wider = false;
+        let own: Vec<IpAddr> = self.facts.host_addresses().collect();
+        for update in updates {
+            let neighbours = match &update {
+                Update::Neighbour(index, ip, _) => vec![(*index, *ip)],
+                Update::All(all) => self.facts.neighbours_that_differ(all),
+                _ => Vec::new(),
+            };
+            wider |= match &update {
+                Update::Neighbour(..) => false,
+                Update::All(all) => self.facts.differs_beyond_neighbours(all),
+                _ => true,
+            } & self.facts.apply(update);
+            for next_hop in neighbours {
+                let concerned = self
+                    .paths
+                    .neighbour_changed(next_hop, &self.facts, &mut moved);
+                self.dirty.extend(concerned);
+            }
+        }
+        if wider {
+            self.general.dirty = true;
+            let concerned = self.paths.network_changed(&self.facts, &mut moved);
+            self.dirty.extend(concerned);
+            if !self.facts.host_addresses().eq(own) {
+                // Whether a VIP's other ports are ours depends on it.
+                self.dirty.extend(self.at.keys().cloned());
+            }
+        }
+        self.want(moved);
+        wider
+    }
+
+    /// Other interfaces than before have our XDP program.
+    pub fn set_attached(&mut self, attached: BTreeSet<u32>) {
+        if self.facts.attached == attached {
+            return;
+        }
+        self.facts.attached = attached;
+        self.general.dirty = true;
+        let mut moved = Moved::default();
+        let concerned = self.paths.network_changed(&self.facts, &mut moved);
+        self.dirty.extend(concerned);
+        self.want(moved);
+    }
+
+    /// Backends went up or down.
+    pub fn health(&mut self, changes: Vec<health::Change>) {
+        for change in changes {
+            let Some((name, _)) = self.at.get_key_value(&*change.service) else {
+                continue;
+            };
+            if self.health.set(name.as_str(), change.backend, !change.up) {
+                self.dirty.insert(name.clone());
+            }
+        }
+    }
+
+    /// Drains a backend or takes it back. True if that is a change.
+    pub fn drain(&mut self, service: &str, backend: SocketAddr, on: bool) -> Result<bool, Refused> {
+        let known = self
+            .service(service)
+            .ok_or_else(|| Refused::NoService(service.to_owned()))?;
+        // A backend without a port of its own is shown with that of each frontend.
+        let means = |one: &&config::Backend| {
+            let ports = || {
+                known
+                    .frontends
+                    .iter()
+                    .any(|frontend| frontend.port == backend.port())
+            };
+            known.socket(one) == backend
+                || (one.port.is_none() && one.address == backend.ip() && ports())
+        };
+        let meant = known.backends.iter().find(means);
+        let backend = known.socket(meant.ok_or_else(|| Refused::NoBackend(backend.to_string()))?);
+        let name = known.name.clone();
+        let changed = self.drains.set(service, backend, on);
+        if changed {
+            self.dirty.insert(name);
+        }
+        Ok(changed)
+    }
+
+    /// Lets everything pass, or takes over again. True if that is a change.
+    pub fn set_bypass(&mut self, on: bool) -> bool {
+        let changed = self.general.bypass != on;
+        self.general.bypass = on;
+        self.general.dirty |= changed;
+        changed
+    }
+
+    /// Takes another config, whole or not at all. Gives back what is to be checked from now on.
+    pub fn reload(&mut self, config: Config) -> Result<Vec<Assignment>, Vec<ConfigError>> {
+        let mut refusals = desired::check(&config, &self.facts);
+        let fixed = [
+            ("limits", config.limits == self.config.limits),
+            ("clusterKey", config.cluster_key == self.config.cluster_key),
+            ("metrics", config.metrics == self.config.metrics),
+        ];
+        refusals.extend(
+            fixed
+                .iter()
+                .filter(|(_, same)| !same)
+                .map(|(field, _)| ConfigError {
+                    at: config.place(field).unwrap_or_default(),
+                    field: (*field).to_owned(),
+                    what: "a change needs a restart".to_owned(),
+                    fix: "restart the agent (it goes on forwarding meanwhile)".to_owned(),
+                }),
+        );
+        if !refusals.is_empty() {
+            return Err(refusals);
+        }
+        let at = index(&config);
+        let changed: Vec<ServiceName> = {
+            let gone = self.at.keys().filter(|name| !at.contains_key(*name));
+            let different = at.iter().filter(|(name, at)| {
+                config.nat != self.config.nat
+                    || config.allow_node_addresses != self.config.allow_node_addresses
+                    || self.service(name.as_str()) != Some(&config.services[**at])
+            });
+            gone.chain(different.map(|(name, _)| name))
+                .cloned()
+                .collect()
+        };
+        self.config = config;
+        self.at = at;
+        self.general.dirty = true;
+        self.dirty.extend(changed.iter().cloned());
+        for name in &changed {
+            let checked: HashSet<SocketAddr> =
+                self.targets(name).iter().map(|t| t.backend).collect();
+            self.health
+                .retain(name.as_str(), |backend| checked.contains(backend));
+        }
+        let assignments = self.assignments(&changed);
+        self.note_backends(changed);
+        Ok(assignments)
+    }
+
+    /// What is to be checked of all services.
+    pub fn all_assignments(&self) -> Vec<Assignment> {
+        let names: Vec<_> = self.at.keys().cloned().collect();
+        self.assignments(&names)
+    }
+
+    /// What is to be checked of these services.
+    pub fn assignments(&self, names: &[ServiceName]) -> Vec<Assignment> {
+        let assignment = |name: &ServiceName| Assignment {
+            service: name.as_str().into(),
+            targets: self.targets(name),
+        };
+        names.iter().map(assignment).collect()
+    }
+
+    /// How long the slowest first check takes, if the maps that were taken over have backends without new flows: some
+    /// of them may be down, which only checks can tell.
+    pub fn first_checks_take(&self) -> Option<Duration> {
+        let checked = self
+            .config
+            .services
+            .iter()
+            .filter_map(|one| one.health.as_ref());
+        let longest = checked.map(|health| health.timeout).max()?;
+        self.found_unusable.then_some(longest + health::SPREAD)
+    }
+
+    fn targets(&self, name: &ServiceName) -> Vec<Target> {
+        let Some(service) = self.service(name.as_str()) else {
+            return Vec::new();
+        };
+        let Some(health) = &service.health else {
+            return Vec::new();
+        };
+        let check = Check {
+            interval: health.interval,
+            timeout: health.timeout,
+            rise: health.rise,
+            fall: health.fall,
+        };
+        let target = |backend| {
+            let socket = service.socket(backend);
+            Target {
+                backend: socket,
+                connect: service.probe(backend),
+                check,
+                up: !self.health.is_down(name.as_str(), socket),
+            }
+        };
+        service.backends.iter().map(target).collect()
+    }
+
+    /// Neighbours to ask the kernel for now.
+    pub fn due_pokes(&mut self, now: Instant) -> Vec<(u32, IpAddr)> {
+        self.pokes.due(&self.facts, now)
+    }
+
+    /// Whether there is anything to do for [`Engine::flush`].
+    pub fn is_behind(&self) -> bool {
+        self.astray || self.general.dirty || !self.dirty.is_empty()
+    }
+
+    /// Brings the maps after the facts.
+    pub fn flush(&mut self) -> Result<Flushed, FlushError> {
+        if self.astray {
+            self.restore()?;
+        }
+        let mut batch = Batch::default();
+        if self.general.dirty {
+            let settings = desired::settings(
+                &self.config,
+                self.general.hash_key,
+                self.general.hz,
+                self.general.bypass,
+            );
+            self.planner.settings(settings, &mut batch.ops);
+            let links = self.facts.links.keys().copied();
+            let sending = links.filter(|index| self.facts.xdp_sends(*index));
+            self.planner.devices(sending.collect(), &mut batch.ops);
+        }
+        let (present, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.dirty)
+            .into_iter()
+            .partition(|name| self.at.contains_key(name));
+        // What is new or changed first: a frontend goes over to another service without a gap then.
+        let mut result = self.plan_all(&present, &gone, &mut batch);
+        if !self.astray {
+            // Where a map is full, too, the planner believes in what it has planned.
+            result = self.apply(&mut batch).and(result);
+        }
+        if let Err(error) = result {
+            self.dirty.extend(present.into_iter().chain(gone));
+            return Err(error);
+        }
+        self.general.dirty = false;
+        Ok(Flushed {
+            ops: batch.applied,
+            services: present.into_iter().chain(gone).collect(),
+        })
+    }
+
+    fn plan_all(
+        &mut self,
+        present: &[ServiceName],
+        gone: &[ServiceName],
+        batch: &mut Batch,
+    ) -> Result<(), FlushError> {
+        let mut room = Some(gone);
+        for name in present {
+            let desired = self.desired(name);
+            let mut planned = self.plan(name, desired.as_ref(), batch);
+            if matches!(planned, Err(FlushError::Plan { .. }))
+                && let Some(gone) = room.take()
+            {
+                // Only the other order fits.
+                for name in gone {
+                    self.plan(name, None, batch)?;
+                }
+                planned = self.plan(name, desired.as_ref(), batch);
+            }
+            planned?;
+        }
+        for name in room.unwrap_or_default() {
+            self.plan(name, None, batch)?;
+        }
+        Ok(())
+    }
+
+    /// What the maps hold becomes what the planner believes; then every service is planned again.
+    fn restore(&mut self) -> Result<(), FlushError> {
+        let dump = self.dataplane.dump()?;
+        let services = self
+            .at
+            .keys()
+            .filter_map(|name| Some((name.clone(), self.desired(name)?)));
+        let desired = Desired {
+            services: services.collect(),
+        };
+        self.planner = Planner::restore(self.config.limits, self.general.hash_key, dump, &desired);
+        self.dirty.extend(self.at.keys().cloned());
+        self.general.dirty = true;
+        self.astray = false;
+        Ok(())
+    }
+
+    fn plan(
+        &mut self,
+        name: &ServiceName,
+        desired: Option<&desired::Service>,
+        batch: &mut Batch,
+    ) -> Result<(), FlushError> {
+        self.planner
+            .service(name, desired, &mut batch.ops)
+            .map_err(|error| FlushError::Plan {
+                service: name.clone(),
+                error,
+            })?;
+        if batch.ops.len() >= CHUNK {
+            self.apply(batch)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, batch: &mut Batch) -> Result<(), FlushError> {
+        self.astray = true;
+        self.dataplane.apply(&batch.ops)?;
+        self.astray = false;
+        batch.applied += batch.ops.len();
+        batch.ops.clear();
+        Ok(())
+    }
+
+    fn note_backends(&mut self, names: Vec<ServiceName>) {
+        let mut moved = Moved::default();
+        for name in names {
+            let backends = self
+                .service(name.as_str())
+                .map(|service| {
+                    service
+                        .backends
+                        .iter()
+                        .map(|backend| backend.address)
+                        .collect()
+                })
+                .unwrap_or_default();
+            self.paths.assign(&name, backends, &self.facts, &mut moved);
+        }
+        self.want(moved);
+    }
+
+    fn want(&mut self, moved: Moved) {
+        let now = Instant::now();
+        for (ifindex, ip) in moved.lost {
+            self.pokes.forget(ifindex, ip);
+        }
+        for (ifindex, ip) in moved.gained {
+            self.pokes.want(ifindex, ip, now);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Batch {
+    ops: Vec<Op>,
+    applied: usize,
+}
+
+fn index(config: &Config) -> HashMap<ServiceName, usize> {
+    let services = config.services.iter().enumerate();
+    services
+        .map(|(at, service)| (service.name.clone(), at))
+        .collect()
+}
+
+fn random_key() -> std::io::Result<[u64; 2]> {
+    let mut bytes = [0; 16];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled +=
+            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+    }
+    let key = u128::from_ne_bytes(bytes);
+    Ok([(key >> 64) as u64, key as u64])
+}

@@ -1,0 +1,287 @@
+//! The loop: whatever changed is taken in, as much as there is at once; then the maps are brought after it.
+//!
+//! Level-triggered: nothing depends on seeing each change, only on the last state of each source. What is applied stays
+//! when a source falters.
+
+mod config_file;
+mod drains;
+mod engine;
+mod paths;
+mod report;
+mod shown;
+mod uplinks;
+
+use std::{net::IpAddr, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    config_file::{Text, read, watch},
+    drains::DrainFile,
+    engine::{Engine, FlushError, Flushed, Start},
+    report::{About, Report},
+    uplinks::Uplinks,
+};
+use crate::{
+    attach::{Installation, Mode},
+    config::{Config, ConfigErrors, XdpMode},
+    dataplane::Dataplane,
+    health::{Assignment, Change},
+    net::Update,
+    state::{Command, Refused, Request},
+};
+
+/// Between two looks at the neighbours.
+const POKE_PERIOD: Duration = Duration::from_secs(1);
+
+/// After a failed flush: doubled from the first to the last.
+const RETRY: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
+
+/// What comes in.
+#[derive(Debug)]
+pub struct Inputs {
+    pub network: mpsc::Receiver<Vec<Update>>,
+    pub health: mpsc::Receiver<Vec<Change>>,
+    pub config: mpsc::Receiver<Text>,
+    pub requests: mpsc::Receiver<Request>,
+}
+
+/// What goes out.
+#[derive(Debug)]
+pub struct Outputs {
+    pub checks: mpsc::Sender<Vec<Assignment>>,
+    pub pokes: mpsc::Sender<Vec<(u32, IpAddr)>>,
+}
+
+/// The agent at work.
+#[derive(Debug)]
+pub struct Reconciler<D> {
+    pub engine: Engine<D>,
+    pub uplinks: Uplinks,
+    pub installation: Installation,
+    pub report: Report,
+    pub drain_file: DrainFile,
+    /// The config file's name, for messages.
+    pub file: String,
+    pub outputs: Outputs,
+}
+
+enum Event {
+    Network(Vec<Update>),
+    Health(Vec<Change>),
+    Config(Text),
+    Request(Request),
+    Time,
+}
+
+/// The config's word for it.
+pub const fn mode(config: &Config) -> Mode {
+    match config.xdp_mode {
+        XdpMode::Native => Mode::Native,
+        XdpMode::Generic => Mode::Generic,
+    }
+}
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Runs until `stop`. Nothing is taken out of the kernel then. Blocks its thread while it writes (up to some 10 ms
+    /// for a grace period), so it wants one of its own.
+    pub async fn run(mut self, mut inputs: Inputs, stop: CancellationToken) {
+        let mut pokes = interval(POKE_PERIOD);
+        pokes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut retry, mut pause) = (None, RETRY[0]);
+        loop {
+            let wake = [retry, self.uplinks.retry(), self.report.due()];
+            let wake = wake.into_iter().flatten().min();
+            let event = tokio::select! {
+                Some(updates) = inputs.network.recv() => Event::Network(updates),
+                Some(changes) = inputs.health.recv() => Event::Health(changes),
+                Some(text) = inputs.config.recv() => Event::Config(text),
+                Some(request) = inputs.requests.recv() => Event::Request(request),
+                _ = pokes.tick() => {
+                    self.poke();
+                    continue;
+                }
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Event::Time,
+                () = stop.cancelled() => return,
+            };
+            let begin = Instant::now();
+            let mut answers = Vec::new();
+            let mut wider = self.take(event, &mut answers).await;
+            while let Some(event) = inputs.next_waiting() {
+                wider |= self.take(event, &mut answers).await;
+            }
+            let tried = self.uplinks.retry().is_some_and(|at| at <= Instant::now());
+            if wider || tried {
+                self.follow_interfaces();
+            }
+            let due = retry.is_none_or(|at| at <= Instant::now());
+            if self.engine.is_behind() && (due || !answers.is_empty()) {
+                match self.flush(begin) {
+                    Ok(()) => {
+                        (retry, pause) = (None, RETRY[0]);
+                        self.poke();
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "not applied; trying again in {pause:?}");
+                        for (_, answer) in answers.iter_mut().filter(|(_, answer)| answer.is_ok()) {
+                            *answer = Err(Refused::Failed(format!("not in the maps yet: {error}")));
+                        }
+                        retry = Some(Instant::now() + pause);
+                        pause = RETRY[1].min(pause * 2);
+                    }
+                }
+            }
+            if !answers.is_empty() {
+                self.report.publish(&self.engine);
+            }
+            for (request, answer) in answers {
+                // Who asked may have gone.
+                drop(request.reply.send(answer));
+            }
+            self.report.publish_if_due(&self.engine);
+        }
+    }
+
+    /// Brings the maps after the facts; `begin` is when the first of the changes came.
+    pub fn flush(&mut self, begin: Instant) -> Result<(), FlushError> {
+        let flushed = self.engine.flush();
+        self.report.flushed(&flushed, begin.elapsed(), &self.engine);
+        let Flushed { ops, services } = flushed?;
+        if ops > 0 {
+            let took = begin.elapsed();
+            tracing::debug!(ops, services = services.len(), ?took, "applied");
+        }
+        Ok(())
+    }
+
+    /// Asks the kernel for the neighbours that are due.
+    fn poke(&mut self) {
+        let due = self.engine.due_pokes(Instant::now());
+        // A full queue means that the last ones are not sent yet; these come again.
+        if !due.is_empty() && self.outputs.pokes.try_send(due).is_err() {
+            tracing::debug!("neighbours are asked for later");
+        }
+    }
+
+    /// Takes one event in; true if interfaces may be concerned.
+    async fn take(
+        &mut self,
+        event: Event,
+        answers: &mut Vec<(Request, Result<bool, Refused>)>,
+    ) -> bool {
+        match event {
+            Event::Network(updates) => return self.engine.network(updates),
+            Event::Health(changes) => {
+                for change in &changes {
+                    let (service, backend) = (&change.service, change.backend);
+                    let state = if change.up { "up" } else { "down" };
+                    tracing::info!(%service, %backend, state, "health");
+                }
+                self.engine.health(changes);
+            }
+            Event::Config(text) => {
+                if let Err(error) = self.reload(text).await {
+                    tracing::error!("config refused, the one before stays in force: {error}");
+                    self.report.config_refused(error);
+                }
+            }
+            Event::Request(request) => {
+                let answer = self.obey(&request.command).await;
+                answers.push((request, answer));
+            }
+            Event::Time => {}
+        }
+        false
+    }
+
+    async fn obey(&mut self, command: &Command) -> Result<bool, Refused> {
+        match command {
+            Command::Drain {
+                service,
+                backend,
+                on,
+            } => {
+                let changed = self.engine.drain(service, *backend, *on)?;
+                if changed {
+                    tracing::info!(service, %backend, on, "drain");
+                    self.drain_file
+                        .write(self.engine.drains())
+                        .map_err(|error| {
+                            Refused::Failed(format!(
+                                "drained, but it will not outlive the agent: {error}"
+                            ))
+                        })?;
+                }
+                Ok(changed)
+            }
+            Command::Bypass { on } => {
+                let changed = self.engine.set_bypass(*on);
+                if changed {
+                    tracing::warn!(on, "bypass");
+                }
+                Ok(changed)
+            }
+            Command::Reload => {
+                let text = read(std::path::Path::new(&self.file));
+                let result = self.reload(text).await;
+                result.map(|()| true).map_err(|error| {
+                    self.report.config_refused(error.clone());
+                    Refused::Failed(error)
+                })
+            }
+        }
+    }
+
+    async fn reload(&mut self, text: Text) -> Result<(), String> {
+        let config = Config::parse(&text?, &self.file).map_err(|errors| errors.to_string())?;
+        let services = config.services.len();
+        let assignments = self.engine.reload(config).map_err(|errors| {
+            let file = self.file.clone();
+            ConfigErrors { file, errors }.to_string()
+        })?;
+        tracing::info!(services, changed = assignments.len(), "config read");
+        self.report.config_read(&self.engine);
+        if self.outputs.checks.send(assignments).await.is_err() {
+            tracing::error!("nobody checks backends");
+        }
+        let config = self.engine.config();
+        self.uplinks.ask(
+            &mut self.installation,
+            self.engine.facts(),
+            &config.interfaces,
+            mode(config),
+        );
+        self.note_interfaces();
+        Ok(())
+    }
+
+    fn follow_interfaces(&mut self) {
+        let patterns = &self.engine.config().interfaces;
+        let facts = self.engine.facts();
+        if self.uplinks.follow(&mut self.installation, facts, patterns) {
+            self.note_interfaces();
+        }
+    }
+
+    /// Interfaces came, went or changed.
+    pub fn note_interfaces(&mut self) {
+        self.report.interfaces(&self.uplinks);
+        self.engine.set_attached(self.uplinks.indexes());
+    }
+}
+
+impl Inputs {
+    /// What is there already, without waiting.
+    fn next_waiting(&mut self) -> Option<Event> {
+        let network = |inputs: &mut Self| inputs.network.try_recv().ok().map(Event::Network);
+        let health = |inputs: &mut Self| inputs.health.try_recv().ok().map(Event::Health);
+        let request = |inputs: &mut Self| inputs.requests.try_recv().ok().map(Event::Request);
+        network(self)
+            .or_else(|| health(self))
+            .or_else(|| request(self))
+    }
+}

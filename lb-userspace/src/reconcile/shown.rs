@@ -1,0 +1,115 @@
+//! What is told of a service: the config's words, joined with the planner's ids and slots.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use super::Engine;
+use crate::{
+    config::{Protocol, ServiceName},
+    dataplane::Dataplane,
+    desired,
+    net::{Facts, Path},
+    plan::PlacedBackend,
+    state::{Backend, BackendPath, BackendState, Frontend, MapUse, Service},
+};
+
+impl<D: Dataplane> Engine<D> {
+    /// None: there is no such service (any more).
+    pub(super) fn shown(&self, name: &ServiceName) -> Option<Service> {
+        let asked = self.service(name.as_str())?;
+        let desired = self.desired(name)?;
+        let mut frontends = Vec::new();
+        let mut backends: Vec<Backend> = Vec::new();
+        for placed in self.planner().placed(name) {
+            frontends.extend(placed.frontends.iter().map(|(frontend, id)| Frontend {
+                address: (frontend.address, frontend.port).into(),
+                protocol: match frontend.protocol {
+                    Protocol::Tcp => crate::state::Protocol::Tcp,
+                    Protocol::Udp => crate::state::Protocol::Udp,
+                },
+                id: *id,
+                service: placed.service,
+            }));
+            let first = placed.frontends.first().map(|(frontend, _)| *frontend);
+            let group = desired.groups.iter().find(|group| {
+                let one = group.frontends.first().map(|one| one.frontend);
+                one == first
+                    || group
+                        .frontends
+                        .iter()
+                        .any(|one| Some(one.frontend) == first)
+            });
+            let Some(group) = group else { continue };
+            let known: HashMap<(IpAddr, u16), &PlacedBackend> = placed
+                .backends
+                .iter()
+                .map(|one| ((one.address, one.port), one))
+                .collect();
+            for backend in &group.backends {
+                if let Some(placed_as) = known.get(&(backend.address, backend.port)) {
+                    backends.push(self.backend(backend, placed_as, placed.slots));
+                }
+            }
+        }
+        frontends.sort_by_key(|frontend| (frontend.address, frontend.protocol));
+        Some(Service {
+            name: name.as_str().to_owned(),
+            mode: asked.mode.name().to_owned(),
+            affinity: asked.affinity.map(|time| time.as_secs()),
+            source_ranges: asked.source_ranges.clone(),
+            frontends,
+            backends,
+        })
+    }
+
+    pub(super) fn map_use(&self) -> Vec<MapUse> {
+        let usage = self.planner().usage();
+        usage
+            .iter()
+            .map(|map| MapUse {
+                name: map.name.to_owned(),
+                used: map.used,
+                max: map.max,
+            })
+            .collect()
+    }
+
+    fn backend(&self, backend: &desired::Backend, placed: &PlacedBackend, table: u32) -> Backend {
+        let mut address = backend.socket;
+        if backend.port != 0 {
+            address.set_port(backend.port);
+        }
+        Backend {
+            address,
+            ordinal: placed.ordinal,
+            id: placed.id,
+            weight: backend.weight.into(),
+            state: if backend.drain {
+                BackendState::Drain
+            } else if backend.usable() || backend.weight == 0 {
+                BackendState::Ready
+            } else {
+                BackendState::Down
+            },
+            since: 0,
+            slots: placed.slots,
+            table,
+            path: backend
+                .path
+                .as_ref()
+                .map(|path| shown_path(path, self.facts())),
+        }
+    }
+}
+
+fn shown_path(path: &Path, facts: &Facts) -> BackendPath {
+    let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+    BackendPath {
+        interface: facts
+            .links
+            .get(&path.ifindex)
+            .map(|link| link.name.clone())
+            .unwrap_or_default(),
+        gateway: path.gateway,
+        neighbour: path.neighbour.map(mac),
+    }
+}

@@ -1,0 +1,348 @@
+//! The agent's tasks, their order at the start, and its end. Ending takes nothing out of the kernel: programs, maps and
+//! links are pinned and go on forwarding.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use aya_log::EbpfLogger;
+use tokio::{
+    net::TcpListener,
+    runtime,
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, mpsc},
+    time::{Instant, interval, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    attach::{self, Installation},
+    cli::{Exit, ExitWith as _, Failure},
+    config::{Config, ConfigErrors},
+    dataplane::Bpf,
+    desired,
+    health::{Prober, Tcp},
+    net::{self, Facts},
+    observe::{self, MetricsEnd, Socket, SocketError},
+    privileges,
+    reconcile::{
+        self, About, DrainFile, Engine, Inputs, Outputs, Reconciler, Report, Start, Uplinks,
+    },
+    state::Handle,
+};
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub config: PathBuf,
+    pub pin_root: PathBuf,
+    pub run_folder: PathBuf,
+    pub socket: PathBuf,
+    /// aya-log's level of the packet path; 0: off.
+    pub packet_log: u8,
+}
+
+/// The kernel answers the first dump in milliseconds.
+const FIRST_FACTS: Duration = Duration::from_secs(10);
+
+/// Health checks under way at most, whatever the number of descriptors.
+const MOST_CHECKS: u64 = 4096;
+
+/// An agent that was there before knew which backends were down; how long to wait for as much.
+const FIRST_CHECKS: Duration = Duration::from_secs(5);
+
+/// Between two looks into the packet path's log; its buffer holds some thousand messages.
+const PACKET_LOG_PERIOD: Duration = Duration::from_millis(20);
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting, with its exit code. Later trouble is logged, shown and tried again.
+pub fn run(options: &Options) -> Result<(), Failure> {
+    let file = options.config.display().to_string();
+    let text = reconcile::read(&options.config)
+        .map_err(anyhow::Error::msg)
+        .exit(Exit::Usage)?;
+    let config = Config::parse(&text, &file).exit(Exit::Usage)?;
+    // Before anything is dropped: only a process with all of root's capabilities can name foreign programs.
+    let installation = Installation::open(&attach::Options {
+        pin_root: options.pin_root.clone(),
+        run_folder: options.run_folder.clone(),
+        limits: config.limits,
+        log_level: options.packet_log,
+        ..attach::Options::default()
+    })?;
+    let descriptors = privileges::raise_descriptor_limit();
+    let kept = privileges::drop_unneeded()
+        .context("dropping capabilities")
+        .exit(Exit::Privileges)?;
+    tracing::info!(capabilities = kept, "privileges dropped");
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("runtime")?;
+    let begun = Begun {
+        options,
+        file,
+        text,
+        config,
+        installation,
+        checks: (descriptors / 2).min(MOST_CHECKS) as usize,
+    };
+    runtime.block_on(begun.serve())
+}
+
+/// What was done before there were tasks.
+struct Begun<'a> {
+    options: &'a Options,
+    file: String,
+    text: String,
+    config: Config,
+    installation: Installation,
+    checks: usize,
+}
+
+impl Begun<'_> {
+    async fn serve(self) -> Result<(), Failure> {
+        let Self {
+            options,
+            file,
+            text,
+            config,
+            mut installation,
+            checks,
+        } = self;
+        let begin = Instant::now();
+        let stop = CancellationToken::new();
+        let again = Arc::new(Notify::new());
+        watch_signals(&stop, &again).context("signals")?;
+
+        let (inputs, outputs, requests) = spawn_sources(options, text, checks, &again);
+        let mut inputs = inputs;
+        let facts = first_facts(&mut inputs).await?;
+        let refusals = desired::check(&config, &facts);
+        if !refusals.is_empty() {
+            let errors = ConfigErrors {
+                file,
+                errors: refusals,
+            };
+            return Err(Failure::new(Exit::Usage, errors));
+        }
+        let socket = Socket::bind(&options.socket).map_err(|error| {
+            let exit = match error {
+                SocketError::InUse(_) => Exit::SecondAgent,
+                _ => Exit::Failed,
+            };
+            Failure::new(exit, error)
+        })?;
+        let metrics = metrics_end(&config).await?;
+
+        let (drain_file, drains) = DrainFile::open(&options.socket.with_extension("drains.json"));
+        let clock = Arc::new(installation.clock()?);
+        let hz = clock.rate().context("measuring the kernel's clock")?;
+        let adopted = !installation.is_fresh();
+        if let Some(before) = installation.replaces() {
+            tracing::warn!(
+                abi = before.abi,
+                why = before.why,
+                flows = before.flows,
+                "new maps take the place of others; nat flows in those break"
+            );
+        }
+        let dataplane: Bpf = installation.dataplane().exit(Exit::ForeignPin)?;
+        let start = Start {
+            hash_key: config.cluster_key.map(|key| key.0),
+            config,
+            facts,
+            drains,
+            hz,
+        };
+        let mut engine = Engine::start(start, dataplane).context("reading the maps")?;
+        let (report, state) = Report::new(About {
+            node: rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned(),
+            kernel: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
+            file: short(&options.config),
+        });
+        outputs
+            .checks
+            .send(engine.all_assignments())
+            .await
+            .context("health checks")?;
+        if adopted {
+            first_checks(&mut engine, &mut inputs).await;
+        }
+        let mode = reconcile::mode(engine.config());
+        let interfaces = engine.config().interfaces.clone();
+        let mut reconciler = Reconciler {
+            engine,
+            uplinks: Uplinks::default(),
+            installation,
+            report,
+            drain_file,
+            file,
+            outputs,
+        };
+        reconciler.report.config_read(&reconciler.engine);
+        let expected = Uplinks::expected(reconciler.engine.facts(), &interfaces);
+        reconciler.engine.set_attached(expected);
+        reconciler.flush(begin).context("filling the maps")?;
+        reconciler.uplinks = Uplinks::start(
+            &mut reconciler.installation,
+            reconciler.engine.facts(),
+            &interfaces,
+            mode,
+        )?;
+        match reconciler.installation.retire() {
+            Ok(0) => {}
+            Ok(sets) => tracing::info!(sets, "maps of another version removed"),
+            Err(error) => tracing::warn!(%error, "maps of another version stay"),
+        }
+        reconciler.note_interfaces();
+        reconciler.report.publish(&reconciler.engine);
+
+        let sources = observe::Sources {
+            agent: Handle {
+                state,
+                commands: requests,
+            },
+            maps: reconciler.installation.maps().to_owned(),
+            clock,
+        };
+        let observing = {
+            let stop = stop.clone();
+            tokio::spawn(async move { observe::serve(sources, socket, metrics, stop).await })
+        };
+        if options.packet_log > 0 {
+            read_packet_log(&mut reconciler.installation);
+        }
+        tracing::info!(took = ?begin.elapsed(), adopted, "serving");
+        reconciler.run(inputs, stop).await;
+        // Answers under way are given; the socket's file goes.
+        match timeout(Duration::from_secs(2), observing).await {
+            Ok(Ok(Err(error))) => tracing::error!(%error, "admin socket"),
+            Ok(Err(error)) => tracing::error!(%error, "admin socket"),
+            _ => {}
+        }
+        tracing::info!("ended; what is attached goes on forwarding");
+        Ok(())
+    }
+}
+
+fn watch_signals(stop: &CancellationToken, again: &Arc<Notify>) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let (stop, again) = (stop.clone(), Arc::clone(again));
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return stop.cancel(),
+                _ = interrupt.recv() => return stop.cancel(),
+                _ = hang_up.recv() => again.notify_one(),
+            }
+        }
+    });
+    Ok(())
+}
+
+fn spawn_sources(
+    options: &Options,
+    text: String,
+    checks: usize,
+    again: &Arc<Notify>,
+) -> (Inputs, Outputs, mpsc::Sender<crate::state::Request>) {
+    let (network_in, network) = mpsc::channel(64);
+    let (pokes, pokes_out) = mpsc::channel(4);
+    tokio::spawn(net::follow(net::xdp_send, network_in, pokes_out));
+
+    let (health_in, health) = mpsc::channel(64);
+    let (checks_in, checks_out) = mpsc::channel(4);
+    tokio::spawn(Prober::new(Tcp, checks).run(checks_out, health_in));
+
+    let (config_in, config) = mpsc::channel(1);
+    let (path, again) = (options.config.clone(), Arc::clone(again));
+    tokio::spawn(async move { reconcile::watch(path, text, &again, config_in).await });
+
+    let (requests_in, requests) = mpsc::channel(16);
+    let inputs = Inputs {
+        network,
+        health,
+        config,
+        requests,
+    };
+    let outputs = Outputs {
+        checks: checks_in,
+        pokes,
+    };
+    (inputs, outputs, requests_in)
+}
+
+async fn first_facts(inputs: &mut Inputs) -> Result<Facts, Failure> {
+    let first = timeout(FIRST_FACTS, inputs.network.recv()).await;
+    let updates = first
+        .ok()
+        .flatten()
+        .ok_or_else(|| anyhow!("the kernel tells nothing of its network within {FIRST_FACTS:?}"))?;
+    let mut facts = Facts::default();
+    for update in updates {
+        facts.apply(update);
+    }
+    Ok(facts)
+}
+
+/// Takes in what the first checks find, so that adopted maps do not get backends back that are down.
+async fn first_checks(engine: &mut Engine<Bpf>, inputs: &mut Inputs) {
+    let Some(longest) = engine.first_checks_take() else {
+        return;
+    };
+    let deadline = Instant::now() + longest.min(FIRST_CHECKS);
+    while let Ok(Some(changes)) = timeout_at(deadline, inputs.health.recv()).await {
+        engine.health(changes);
+    }
+}
+
+/// What the packet path logs comes as events of ours.
+fn read_packet_log(installation: &mut Installation) {
+    let mut log = match EbpfLogger::init(installation.ebpf()) {
+        Ok(log) => log,
+        Err(error) => {
+            tracing::warn!(%error, "no log of the packet path");
+            return;
+        }
+    };
+    tokio::spawn(async move {
+        let mut looks = interval(PACKET_LOG_PERIOD);
+        loop {
+            looks.tick().await;
+            log.flush();
+        }
+    });
+}
+
+async fn metrics_end(config: &Config) -> Result<Option<MetricsEnd>, Failure> {
+    let listen = config.metrics.listen;
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!("metrics.listen {listen}: give another address or port, or stop who listens there")
+    })?;
+    Ok(Some(MetricsEnd {
+        listener,
+        per_backend: config.metrics.per_backend,
+    }))
+}
+
+fn short(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned()
+}
