@@ -1,0 +1,548 @@
+//! Golden scenarios: a config and what happens to it in; what the maps hold after each step out, beside the scenario in
+//! a file. The same steps on real maps must give the same text. `MILLRACE_BLESS=1` writes the files anew: read the
+//! difference before you commit it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use lb_common::{
+    abi::{Backend, FrontendKey, NO_OWNER, NextHop, Region, owner, service_flag},
+    bytes::Address,
+};
+use lb_tests::{is_root, netns::unique_name};
+use lb_userspace::{
+    attach::{Installation, Options},
+    config::{Config, ConfigErrors},
+    dataplane::{Dataplane, Fake, Faulty},
+    desired::Drains,
+    health::Change,
+    net::{Address as OwnAddress, Facts, Hop, Link, Neighbour, Route, Update},
+    plan::{Dump, DumpedService, Limits},
+    reconcile::{Engine, Start},
+};
+use serde::Deserialize;
+
+/// One file of `scenarios/`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Scenario {
+    /// What it shows.
+    shows: String,
+    config: String,
+    #[serde(default)]
+    steps: Vec<Step>,
+}
+
+#[derive(Deserialize, Clone)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+enum Step {
+    /// Another config; refused or taken whole.
+    Config(String),
+    Down(Target),
+    Up(Target),
+    Drain(Target),
+    Undrain(Target),
+    /// A neighbour gets another link-layer address, the last byte of which is given; none: it stops answering.
+    Neighbour {
+        address: IpAddr,
+        mac: Option<u8>,
+    },
+    /// A route by a gateway appears.
+    Route {
+        to: ipnet::IpNet,
+        via: IpAddr,
+    },
+    RouteGone {
+        to: ipnet::IpNet,
+        via: IpAddr,
+    },
+    Bypass(bool),
+    /// The op after the next so many fails.
+    Fault(usize),
+    /// The agent ends and another one takes the maps over.
+    Restart,
+}
+
+#[derive(Deserialize, Clone)]
+struct Target {
+    service: String,
+    backend: SocketAddr,
+}
+
+#[test]
+fn scenarios_come_out_as_written() -> Result<()> {
+    for (name, scenario) in scenarios()? {
+        let config = parse(&scenario.config)?;
+        let fake = Fake::new(config.limits);
+        let text = play(&scenario, config, fake).with_context(|| name.clone())?;
+        let golden = folder().join(&name).with_extension("out");
+        if std::env::var_os("MILLRACE_BLESS").is_some() {
+            fs::write(&golden, &text)?;
+            continue;
+        }
+        let expected = fs::read_to_string(&golden).with_context(|| golden.display().to_string())?;
+        ensure!(
+            text == expected,
+            "{name}: {}",
+            first_difference(&expected, &text)
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn scenarios_come_out_alike_on_real_maps() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    for (name, scenario) in scenarios()? {
+        let config = parse(&scenario.config)?;
+        let maps = RealMaps::make(config.limits)?;
+        let expected = play(&scenario, config.clone(), Fake::new(config.limits))?;
+        let bpf = maps.installation.dataplane()?;
+        let text = play(&scenario, config, bpf).with_context(|| name.clone())?;
+        ensure!(
+            text == expected,
+            "{name}: {}",
+            first_difference(&expected, &text)
+        );
+    }
+    Ok(())
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")
+}
+
+fn scenarios() -> Result<Vec<(String, Scenario)>> {
+    let mut files: Vec<_> = fs::read_dir(folder())?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    files.retain(|path| path.extension().is_some_and(|end| end == "yaml"));
+    files.sort();
+    ensure!(!files.is_empty(), "no scenarios");
+    files
+        .into_iter()
+        .map(|path| {
+            let text = fs::read_to_string(&path)?;
+            let scenario = serde_saphyr::from_str(&text)
+                .map_err(|error| anyhow!("{}: {error}", path.display()))?;
+            let name = path
+                .file_stem()
+                .context("name")?
+                .to_string_lossy()
+                .into_owned();
+            Ok((name, scenario))
+        })
+        .collect()
+}
+
+fn parse(services: &str) -> Result<Config> {
+    let head = "apiVersion: config.millrace.io/v1alpha1\nkind: MillraceConfiguration\n\
+                clusterKey: 000102030405060708090a0b0c0d0e0f\n";
+    // Small maps are made faster.
+    let limits = match services.contains("limits:") {
+        true => "",
+        false => "limits: {frontends: 64, backends: 256, flows: 4096}\n",
+    };
+    Ok(Config::parse(
+        &format!("{head}{limits}{services}"),
+        "lb.yaml",
+    )?)
+}
+
+/// Pinned maps without any program attached; gone with the value.
+struct RealMaps {
+    installation: Installation,
+    folders: [PathBuf; 2],
+}
+
+impl RealMaps {
+    fn make(limits: Limits) -> Result<Self> {
+        let pin_root = Path::new("/sys/fs/bpf").join(unique_name("scenario"));
+        let run_folder = std::env::temp_dir().join(unique_name("scenario"));
+        let installation = Installation::open(&Options {
+            pin_root: pin_root.clone(),
+            run_folder: run_folder.clone(),
+            limits,
+            ..Options::default()
+        })?;
+        Ok(Self {
+            installation,
+            folders: [pin_root, run_folder],
+        })
+    }
+}
+
+impl Drop for RealMaps {
+    fn drop(&mut self) {
+        for folder in &self.folders {
+            drop(fs::remove_dir_all(folder));
+        }
+    }
+}
+
+/// `eth0` (2) with 10.0.0.2/24 and `fd00::2/64`, default routes by .1; everyone on link answers with a MAC that ends in
+/// the last byte of its address.
+fn facts(config: &Config) -> Result<Facts> {
+    let mut facts = Facts::default();
+    let link = Link {
+        name: "eth0".into(),
+        up: true,
+        mtu: 1500,
+        mac: Some([2, 0, 0, 0, 0, 2]),
+        xdp_send: true,
+        ..Link::default()
+    };
+    facts.apply(Update::Link(2, Some(link)));
+    for (own, default, gateway) in [
+        ("10.0.0.2/24", "0.0.0.0/0", "10.0.0.1"),
+        ("fd00::2/64", "::/0", "fd00::1"),
+    ] {
+        let net: ipnet::IpNet = own.parse()?;
+        facts.apply(Update::AddAddress(OwnAddress {
+            ifindex: 2,
+            net,
+            global: true,
+            preferred: true,
+        }));
+        facts.apply(Update::AddRoute(route(net.trunc(), None)));
+        facts.apply(Update::AddRoute(route(
+            default.parse()?,
+            Some(gateway.parse()?),
+        )));
+        facts.apply(neighbour(gateway.parse()?, Some(1)));
+    }
+    for backend in config.services.iter().flat_map(|service| &service.backends) {
+        facts.apply(neighbour(backend.address, Some(last_byte(backend.address))));
+    }
+    Ok(facts)
+}
+
+fn last_byte(ip: IpAddr) -> u8 {
+    match ip {
+        IpAddr::V4(ip) => ip.octets()[3],
+        IpAddr::V6(ip) => ip.octets()[15],
+    }
+}
+
+fn route(destination: ipnet::IpNet, gateway: Option<IpAddr>) -> Route {
+    Route {
+        destination,
+        metric: 0,
+        tos: 0,
+        hops: vec![Hop {
+            ifindex: 2,
+            gateway,
+        }],
+        source: None,
+        mtu: None,
+    }
+}
+
+fn neighbour(address: IpAddr, mac: Option<u8>) -> Update {
+    let neighbour = mac.map(|last| Neighbour {
+        mac: [2, 0, 0, 0, 0, last],
+        permanent: false,
+        fresh: true,
+    });
+    Update::Neighbour(2, address, neighbour)
+}
+
+/// Plays a scenario; gives the maps' contents at the start and what each step changed in them.
+fn play<D: Dataplane>(scenario: &Scenario, config: Config, dataplane: D) -> Result<String> {
+    let facts = facts(&config)?;
+    let mut play = Play {
+        engine: start(config, facts, Drains::default(), Faulty::new(dataplane))?,
+        down: BTreeSet::new(),
+        text: format!("# {}\n", scenario.shows),
+        before: BTreeSet::new(),
+    };
+    play.flush("start".into())?;
+    for (number, step) in scenario.steps.iter().enumerate() {
+        let mut title = format!("step {}", number + 1);
+        if let Step::Fault(ops) = step {
+            play.engine.dataplane_mut().fail_after(*ops);
+            continue;
+        }
+        if let Step::Restart = step {
+            play = play.restart()?;
+        } else if let Err(refusal) = play.step(step.clone()) {
+            write!(title, ": {refusal}")?;
+        }
+        play.flush(title)?;
+    }
+    Ok(play.text)
+}
+
+fn start<D: Dataplane>(
+    config: Config,
+    facts: Facts,
+    drains: Drains,
+    dataplane: D,
+) -> Result<Engine<D>> {
+    let start = Start {
+        hash_key: config.cluster_key.map(|key| key.0),
+        config,
+        facts,
+        drains,
+        hz: 1000,
+    };
+    Ok(Engine::start(start, dataplane)?)
+}
+
+struct Play<D> {
+    engine: Engine<Faulty<D>>,
+    /// What health checks would find again after a restart.
+    down: BTreeSet<(String, SocketAddr)>,
+    text: String,
+    /// Lines that the maps came to after the last step.
+    before: BTreeSet<String>,
+}
+
+impl<D: Dataplane> Play<D> {
+    /// Takes one step; an error is a refusal that the scenario is to show.
+    fn step(&mut self, step: Step) -> Result<()> {
+        match step {
+            Step::Config(services) => {
+                let config = parse(&services)?;
+                let backends: Vec<_> = config
+                    .services
+                    .iter()
+                    .flat_map(|one| &one.backends)
+                    .map(|one| one.address)
+                    .collect();
+                self.engine.reload(config).map_err(|errors| ConfigErrors {
+                    file: "lb.yaml".into(),
+                    errors,
+                })?;
+                let met = backends
+                    .into_iter()
+                    .map(|ip| neighbour(ip, Some(last_byte(ip))));
+                self.engine.network(met.collect());
+            }
+            Step::Down(Target { service, backend }) => {
+                self.down.insert((service, backend));
+                self.tell_health(false);
+            }
+            Step::Up(Target { service, backend }) => {
+                self.down.remove(&(service.clone(), backend));
+                self.engine.health(vec![Change {
+                    service: service.as_str().into(),
+                    backend,
+                    up: true,
+                }]);
+            }
+            Step::Drain(target) => {
+                self.engine.drain(&target.service, target.backend, true)?;
+            }
+            Step::Undrain(target) => {
+                self.engine.drain(&target.service, target.backend, false)?;
+            }
+            Step::Neighbour { address, mac } => {
+                self.engine.network(vec![neighbour(address, mac)]);
+            }
+            Step::Route { to, via } => {
+                let met = neighbour(via, Some(last_byte(via)));
+                let route = Update::AddRoute(route(to, Some(via)));
+                self.engine.network(vec![route, met]);
+            }
+            Step::RouteGone { to, via } => {
+                let route = Update::RemoveRoute(route(to, Some(via)));
+                self.engine.network(vec![route]);
+            }
+            Step::Bypass(on) => {
+                self.engine.set_bypass(on);
+            }
+            Step::Fault(_) | Step::Restart => {}
+        }
+        Ok(())
+    }
+
+    fn tell_health(&mut self, up: bool) {
+        let changes = self.down.iter().map(|(service, backend)| Change {
+            service: service.as_str().into(),
+            backend: *backend,
+            up,
+        });
+        self.engine.health(changes.collect());
+    }
+
+    /// Another agent on the same maps.
+    fn restart(self) -> Result<Self> {
+        let (config, facts) = (self.engine.config().clone(), self.engine.facts().clone());
+        let drains = self.engine.drains().clone();
+        let mut play = Self {
+            engine: start(config, facts, drains, self.engine.into_dataplane())?,
+            ..self
+        };
+        play.tell_health(false);
+        Ok(play)
+    }
+
+    /// Brings the maps after the facts, and notes what became different in them.
+    fn flush(&mut self, mut title: String) -> Result<()> {
+        if let Err(error) = self.engine.flush() {
+            let cause = error.to_string();
+            let cause = cause.rsplit(": ").next().unwrap_or_default().to_owned();
+            write!(title, ": {cause}, and again")?;
+            self.engine.flush()?;
+        }
+        ensure!(!self.engine.is_behind(), "nothing is left to do");
+        let after = lines(&self.engine.dataplane_mut().dump()?);
+        writeln!(self.text, "\n== {title}")?;
+        for gone in self.before.difference(&after) {
+            writeln!(self.text, "- {gone}")?;
+        }
+        for new in after.difference(&self.before) {
+            writeln!(self.text, "+ {new}")?;
+        }
+        self.before = after;
+        Ok(())
+    }
+}
+
+/// What the maps mean, a line each.
+fn lines(dump: &Dump) -> BTreeSet<String> {
+    let mut lines = BTreeSet::new();
+    let settings = &dump.settings;
+    lines.insert(format!(
+        "settings: flags {:x}, nat ports {}-{}",
+        settings.flags,
+        settings.nat_ports & 0xffff,
+        settings.nat_ports >> 16
+    ));
+    let bits: u32 = dump.addresses.values().map(|word| word.count_ones()).sum();
+    lines.insert(format!("filter: {bits} bits"));
+    for (key, value) in &dump.frontends4 {
+        lines.insert(frontend(key, value.service, value.id));
+    }
+    for (key, value) in &dump.frontends6 {
+        lines.insert(frontend(key, value.service, value.id));
+    }
+    for (key, bits) in &dump.sources4 {
+        lines.insert(source(u32::from_be(key.service_be), &key.client, *bits));
+    }
+    for (key, bits) in &dump.sources6 {
+        lines.insert(source(u32::from_be(key.service_be), &key.client, *bits));
+    }
+    for (index, dumped) in &dump.services {
+        service(*index, dumped, dump, &mut lines);
+    }
+    for ifindex in &dump.devices {
+        lines.insert(format!("device {ifindex}"));
+    }
+    lines
+}
+
+fn frontend<A: Address>(key: &FrontendKey<A>, service: u32, id: u32) -> String {
+    let ip = key.address.to_addr().to_ip();
+    match key.protocol {
+        0 => format!("vip {ip}"),
+        number => {
+            let socket = SocketAddr::new(ip, key.port.to_host());
+            let protocol = if number == 6 { "tcp" } else { "udp" };
+            format!("frontend {socket}/{protocol}: service {service}, id {id}")
+        }
+    }
+}
+
+fn source<A: Address>(service: u32, client: &A, bits: u32) -> String {
+    format!(
+        "service {service}: clients {}/{bits}",
+        client.to_addr().to_ip()
+    )
+}
+
+fn service(index: u32, dumped: &DumpedService, dump: &Dump, lines: &mut BTreeSet<String>) {
+    let flags = dumped.value.flags;
+    if flags & service_flag::LIVE == 0 {
+        return;
+    }
+    let names = [
+        (service_flag::FLOWS, " flows"),
+        (service_flag::AFFINITY, " affinity"),
+        (service_flag::SOURCE_RANGES, " ranges"),
+    ];
+    let set = names.iter().filter(|(bit, _)| flags & bit != 0);
+    let set: String = set.map(|(_, name)| *name).collect();
+    let mut owned: BTreeMap<u16, u32> = BTreeMap::new();
+    for slot in &dumped.slots {
+        *owned.entry(owner(*slot, 0)).or_default() += 1;
+    }
+    let table = dumped
+        .slots
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, slot| {
+            (sum ^ u64::from(owner(*slot, 0))).wrapping_mul(0x0100_0000_01b3)
+        });
+    let size = Region(dumped.value.table).size();
+    lines.insert(format!(
+        "service {index}:{set} {size} slots, owners {table:016x}"
+    ));
+    for (ordinal, member) in dumped.members.iter().enumerate() {
+        let id = *member as u32;
+        let slots = owned.get(&(ordinal as u16)).copied().unwrap_or_default();
+        let Some(backend) = dump.backends.get(&id).filter(|_| id != 0) else {
+            continue;
+        };
+        if slots == 0 && backend.state == 0 && ordinal as u16 == NO_OWNER {
+            continue;
+        }
+        lines.insert(format!(
+            "service {index} ordinal {ordinal}: backend {id}, {slots} slots, {}",
+            shown(backend, dump.next_hops.get(&backend.next_hop))
+        ));
+    }
+}
+
+fn shown(backend: &Backend, next_hop: Option<&NextHop>) -> String {
+    let mode = ["?", "nat", "ipip", "l2"][usize::from(backend.mode & 3)];
+    let state = if backend.state == 1 {
+        "usable"
+    } else {
+        "not usable"
+    };
+    let way = next_hop.map_or_else(
+        || "asks the kernel".into(),
+        |hop| {
+            let mac = hop.destination.to_le_bytes();
+            let resolved = if hop.destination & NextHop::RESOLVED != 0 {
+                format!("to :{:02x}", mac[5])
+            } else {
+                "unresolved".into()
+            };
+            format!(
+                "by {} via {} {resolved}, mtu {}",
+                hop.ifindex,
+                hop.gateway.to_ip(),
+                hop.mtu()
+            )
+        },
+    );
+    let socket = SocketAddr::new(backend.address.to_ip(), backend.port.to_host());
+    format!(
+        "generation {}, {mode} {socket} from {}, {state}, {way}",
+        backend.generation,
+        backend.source.to_ip()
+    )
+}
+
+fn first_difference(expected: &str, found: &str) -> String {
+    let pairs = expected.lines().zip(found.lines());
+    let different = pairs
+        .enumerate()
+        .find(|(_, (expected, found))| expected != found);
+    different.map_or_else(
+        || format!("one ends early:\n{found}"),
+        |(line, (expected, found))| {
+            format!("line {}: expected {expected}\nfound {found}", line + 1)
+        },
+    )
+}
