@@ -1,4 +1,4 @@
-//! The measurements behind the README's figures: `cargo xtask bench packet`.
+//! The measurements behind the README's figures: `cargo xtask bench packet` and `plan`.
 
 mod assembler;
 mod contents;
@@ -6,6 +6,7 @@ mod frames;
 mod kernel;
 mod machine;
 mod packet;
+mod plan;
 
 use anyhow::{Result, bail, ensure};
 
@@ -23,6 +24,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     );
     match subjects[..] {
         ["packet"] => packet::run(json),
-        _ => bail!("no such subject: packet"),
+        ["plan"] => plan::run(json),
+        _ => bail!("no such subject: packet, plan"),
     }
 }
