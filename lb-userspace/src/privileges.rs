@@ -1,6 +1,6 @@
 //! What the agent may do: the capabilities it works with, and no others.
 //!
-//! Capabilities belong to threads, so they are dropped before there is a second one.
+//! Capabilities belong to threads: each drops its own.
 
 use aya::util::KernelVersion;
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};

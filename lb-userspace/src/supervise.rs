@@ -67,7 +67,6 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         .map_err(anyhow::Error::msg)
         .exit(Exit::Usage)?;
     let config = Config::parse(&text, &file).exit(Exit::Usage)?;
-    // Before anything is dropped: only a process with all of root's capabilities can name foreign programs.
     let installation = Installation::open(&attach::Options {
         pin_root: options.pin_root.clone(),
         run_folder: options.run_folder.clone(),
@@ -76,12 +75,13 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         ..attach::Options::default()
     })?;
     let descriptors = privileges::raise_descriptor_limit();
-    let kept = privileges::drop_unneeded()
-        .context("dropping capabilities")
-        .exit(Exit::Privileges)?;
-    tracing::info!(capabilities = kept, "privileges dropped");
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .on_thread_start(|| {
+            if let Err(error) = privileges::drop_unneeded() {
+                tracing::error!(%error, "capabilities stay");
+            }
+        })
         .enable_all()
         .build()
         .context("runtime")?;
@@ -139,8 +139,6 @@ impl Begun<'_> {
             };
             Failure::new(exit, error)
         })?;
-        let metrics = metrics_end(&config).await?;
-
         let (drain_file, drains) = DrainFile::open(&options.socket.with_extension("drains.json"));
         let clock = Arc::new(installation.clock()?);
         let hz = clock.rate().context("measuring the kernel's clock")?;
@@ -202,6 +200,15 @@ impl Begun<'_> {
             &interfaces,
             mode,
         )?;
+        drop_privileges(&options.config)?;
+        let metrics = match metrics_end(reconciler.engine.config()).await {
+            Err(error) if !adopted => {
+                // As it was before.
+                reconciler.uplinks.leave(&reconciler.installation)?;
+                return Err(error);
+            }
+            end => end?,
+        };
         match reconciler.installation.retire() {
             Ok(0) => {}
             Ok(sets) => tracing::info!(sets, "maps of another version removed"),
@@ -236,6 +243,19 @@ impl Begun<'_> {
         tracing::info!("ended; what is attached goes on forwarding");
         Ok(())
     }
+}
+
+/// Of this thread, the last that had them all: only with `CAP_SYS_ADMIN` does the kernel tell the names of programs that
+/// are in the way.
+fn drop_privileges(config: &Path) -> Result<(), Failure> {
+    let kept = privileges::drop_unneeded()
+        .context("dropping capabilities")
+        .exit(Exit::Privileges)?;
+    tracing::info!(capabilities = kept, "privileges dropped");
+    if let Err(error) = reconcile::read(config) {
+        tracing::warn!("changes of the config will not be seen: {error}");
+    }
+    Ok(())
 }
 
 fn watch_signals(stop: &CancellationToken, again: &Arc<Notify>) -> std::io::Result<()> {
@@ -329,6 +349,7 @@ fn read_packet_log(installation: &mut Installation) {
     });
 }
 
+/// After attaching: who serves the interface already says more than who holds the port.
 async fn metrics_end(config: &Config) -> Result<Option<MetricsEnd>, Failure> {
     let listen = config.metrics.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| {

@@ -100,6 +100,12 @@ impl Uplinks {
         Ok(uplinks)
     }
 
+    /// Takes the programs off every interface.
+    pub fn leave(&self, installation: &Installation) -> Result<(), AttachError> {
+        let mut names = self.wanted.keys();
+        names.try_for_each(|name| installation.release(name))
+    }
+
     /// The config was read again.
     pub fn ask(
         &mut self,
