@@ -124,10 +124,10 @@ impl Packet for XdpFrame {
         if unsafe { bpf_xdp_adjust_head(self.context.ctx, -(room as i32)) } != 0 {
             return false;
         }
-        if let Some(tags) = tags {
-            if !self.write(14, &tags[0]) || (link > 18 && !self.write(18, &tags[1])) {
-                return false;
-            }
+        if let Some(tags) = tags
+            && (!self.write(14, &tags[0]) || (link > 18 && !self.write(18, &tags[1])))
+        {
+            return false;
         }
         self.write(0, &macs) && self.write(12, &ether_type)
     }

@@ -24,6 +24,10 @@ pub struct Facts {
 }
 
 /// An interface.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, as the kernel tells them"
+)]
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Link {
     pub name: String,
