@@ -242,10 +242,26 @@ fn other_sizes_make_new_maps_beside_the_old_ones() -> Result<()> {
         replaces.why
     );
     assert_eq!((replaces.abi, replaces.flows), (1, 0));
-    // Killed while the new maps are filled: the old ones are still those in use.
+    // Killed while the new maps are filled: the old ones are still those in use, the new ones are left behind.
+    let left = place.options.pin_root.join("abi1-7");
+    fs::create_dir(&left)?;
+    for map in fs::read_dir(installation.maps())? {
+        let map = map?.path();
+        if map
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("program-"))
+        {
+            continue;
+        }
+        let copy = left.join(map.file_name().context("name")?);
+        run(Command::new("bpftool")
+            .args(["map", "pin", "pinned"])
+            .arg(&map)
+            .arg(copy))?;
+    }
     drop(installation);
     let mut installation = place.open()?;
-    assert!(installation.is_fresh() && old.exists());
+    assert!(installation.is_fresh() && old.exists() && !left.exists());
     place.attach(&mut installation)?;
     assert_eq!(place.link()?, link);
     assert_eq!(installation.retire()?, 1);
@@ -325,7 +341,7 @@ fn a_second_agent_is_refused_in_the_same_folder_and_on_the_same_interface() -> R
     assert!(error.to_string().contains(&pid), "{error}");
     assert_eq!(place.detach().expect_err("taken").kind(), Kind::SecondAgent);
 
-    let mut elsewhere = Options {
+    let elsewhere = Options {
         pin_root: PathBuf::from("/sys/fs/bpf").join(unique_name("pins2")),
         ..place.options.clone()
     };
@@ -333,13 +349,12 @@ fn a_second_agent_is_refused_in_the_same_folder_and_on_the_same_interface() -> R
         let mut second = Installation::open(&elsewhere)?;
         let error = second.attach("eth0", Mode::Native);
         drop(second);
-        attach::detach(&elsewhere.pin_root, &elsewhere.run_folder, None)?;
+        ensure!(!elsewhere.pin_root.exists(), "maps of a refused start");
         Ok(error.expect_err("the interface is taken"))
     })?;
     assert_eq!(error.kind(), Kind::SecondAgent);
     assert!(error.to_string().contains("eth0"), "{error}");
     assert_eq!(place.network()?, before);
-    elsewhere.pin_root.clear();
     Ok(())
 }
 
@@ -356,13 +371,13 @@ fn a_foreign_xdp_program_is_named_and_stays() -> Result<()> {
     assert_eq!(error.kind(), Kind::ForeignProgram);
     let id = before.split(" id ").nth(1).context(before.clone())?;
     let id = id.split_whitespace().next().context("id")?;
-    assert!(
-        error.to_string().contains(&format!("program {id}")),
-        "{error}"
-    );
-    drop(installation);
-    place.detach()?;
+    let named = format!("program {id}");
+    assert!(error.to_string().contains(&named), "{error}");
+    // The tc program, which was first, is gone again; and so are the maps when the agent gives up.
     assert_eq!(place.network()?, before);
+    assert!(place.options.pin_root.exists());
+    drop(installation);
+    assert!(!place.options.pin_root.exists());
     Ok(())
 }
 
@@ -511,29 +526,88 @@ fn missing_capabilities_are_named() -> Result<()> {
     Ok(())
 }
 
+/// What interface.md section 5 gives the agent's pod, on a thread of its own.
+fn with_the_documented_capabilities<T: Send>(
+    place: &Place,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    place.netns.enter(|| {
+        let mut sets = capabilities(None)?;
+        let documented = CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::PERFMON;
+        sets.effective = documented;
+        set_capabilities(None, sets)?;
+        work()
+    })
+}
+
 #[test]
-fn a_device_is_known_by_whether_xdp_can_send_on_it() -> Result<()> {
+fn the_documented_capabilities_are_enough_to_tell_the_maps_in_use() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let mut place = Place::make()?;
+    let old = with_the_documented_capabilities(&place, || {
+        let mut first = Installation::open(&place.options)?;
+        first.attach("eth0", Mode::Native)?;
+        Ok(first.maps().to_owned())
+    })?;
+    let link = place.link()?;
+    place.options.limits.backends *= 2;
+    with_the_documented_capabilities(&place, || {
+        let mut second = Installation::open(&place.options)?;
+        ensure!(
+            second.replaces().is_some(),
+            "the maps in use were not found"
+        );
+        ensure!(old.exists(), "the maps in use were removed");
+        let attached = second.attach("eth0", Mode::Native)?;
+        ensure!(attached.xdp == How::Replaced, "{attached:?}");
+        ensure!(second.retire()? == 1 && !old.exists());
+        drop(second);
+        ensure!(
+            !Installation::open(&place.options)?.is_fresh(),
+            "not adopted"
+        );
+        Ok(())
+    })?;
+    assert_eq!(place.link()?, link);
+    Ok(())
+}
+
+#[test]
+fn another_agent_is_known_after_the_right_to_look_is_dropped() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
     let place = Place::make()?;
-    place.netns.ip(["link add br0 type bridge"])?;
-    let index = |name: &str| -> Result<u32> {
-        let mut ip = Command::new("ip");
-        let shown = place
-            .netns
-            .run(ip.args(["-o", "link", "show", "dev", name]))?;
-        Ok(shown.split(':').next().context("index")?.parse()?)
+    let mut first = place.open()?;
+    place.attach(&mut first)?;
+    let elsewhere = Options {
+        pin_root: PathBuf::from("/sys/fs/bpf").join(unique_name("pins2")),
+        ..place.options.clone()
     };
-    let sends = |name: &str| -> Result<bool> {
-        let index = index(name)?;
-        Ok(place.netns.enter(|| attach::xdp_send(index)))
-    };
-    place.netns.like_a_wire("eth0")?;
-    place.other.like_a_wire("eth1")?;
-    assert!(sends("eth0")?);
-    assert!(!sends("lo")?);
-    assert!(!sends("br0")?);
-    assert!(!place.netns.enter(|| attach::xdp_send(9999)));
+    let mut second = place.netns.enter(|| Installation::open(&elsewhere))?;
+    let error = with_the_documented_capabilities(&place, || {
+        Ok(second.attach("eth0", Mode::Native).expect_err("taken"))
+    })?;
+    assert_eq!(error.kind(), Kind::SecondAgent, "{error}");
+    Ok(())
+}
+
+#[test]
+fn each_start_leaves_one_program_behind() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let place = Place::make()?;
+    for _ in 0..4 {
+        let mut installation = place.open()?;
+        place.attach(&mut installation)?;
+        installation.retire()?;
+        let programs = fs::read_dir(installation.maps())?
+            .flatten()
+            .filter(|file| file.file_name().to_string_lossy().starts_with("program-"));
+        assert_eq!(programs.count(), 1);
+    }
     Ok(())
 }

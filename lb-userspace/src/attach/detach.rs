@@ -39,7 +39,7 @@ pub fn detach(
             pin.open()?;
         }
         for generation in root.generations()? {
-            generation.map_ids()?;
+            generation.check()?;
         }
     }
     let mut done = Detached::default();

@@ -1,17 +1,17 @@
 //! Our programs and maps in the kernel, as one thing.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use aya::{Ebpf, programs::ProgramInfo};
+use aya::{Ebpf, programs::loaded_programs};
 use lb_common::ABI_VERSION;
 
 use super::{
-    AttachError, Attached, Clock, Mode, Options, TcChoice, fit,
+    AttachError, Attached, Clock, How, Mode, Options, TcChoice, fit,
     layout::{self, Difference, Layout},
     lock::Lock,
     lock_file, netlink, object,
@@ -20,7 +20,8 @@ use super::{
 };
 use crate::dataplane::{Bpf, Counters, Flows, OpenError};
 
-/// Loaded programs and pinned maps. Dropping it leaves everything in the kernel as it is.
+/// Loaded programs and pinned maps. Dropping it leaves everything in the kernel as it is, but for new maps that no
+/// interface got to use: those of a start that was refused.
 #[derive(Debug)]
 pub struct Installation {
     root: Root,
@@ -30,6 +31,10 @@ pub struct Installation {
     fresh: bool,
     replaces: Option<Replaces>,
     ebpf: Ebpf,
+    /// Names of all programs when this one was loaded, while there were the rights to ask.
+    names: BTreeMap<u32, String>,
+    /// Whether an interface has run a program on these maps since.
+    attached: bool,
     _lock: Lock,
 }
 
@@ -60,17 +65,33 @@ impl Installation {
             fs::create_dir_all(&generation.folder)
                 .map_err(AttachError::system(generation.folder.display().to_string()))?;
         }
-        let ebpf = object::load(&generation.folder, &layouts, options.log_level)?;
-        Ok(Self {
+        let names = names_of_programs();
+        let loaded = object::load(&generation.folder, &layouts, options.log_level);
+        let ebpf = match loaded {
+            Ok(ebpf) => ebpf,
+            Err(error) => {
+                if fresh {
+                    generation.remove()?;
+                    root.remove_if_empty()
+                        .map_err(AttachError::system(options.pin_root.display().to_string()))?;
+                }
+                return Err(error);
+            }
+        };
+        let mut installation = Self {
             root,
             run_folder,
             tc: options.tc,
-            generation,
             fresh,
             replaces,
             ebpf,
+            names,
+            attached: false,
+            generation,
             _lock: lock,
-        })
+        };
+        installation.remember_program()?;
+        Ok(installation)
     }
 
     /// Folder of the pinned maps.
@@ -121,7 +142,17 @@ impl Installation {
         let program = object::tc(&mut self.ebpf)?;
         let tc = tc::attach(&self.root, &self.run_folder, &found, self.tc, program)?;
         let program = program_fd(object::main(&mut self.ebpf)?.fd())?;
-        let xdp = xdp::attach(&self.root, &found, mode, program.as_fd())?;
+        let xdp = match xdp::attach(&self.root, &found, mode, program.as_fd(), &self.names) {
+            Ok(xdp) => xdp,
+            Err(error) => {
+                // An interface that is refused is left as it was.
+                if tc == How::Attached {
+                    self.take_off_tc(&found.name)?;
+                }
+                return Err(error);
+            }
+        };
+        self.attached = true;
         Ok(Attached {
             interface: found.name,
             ifindex: found.index,
@@ -133,11 +164,17 @@ impl Installation {
 
     /// Takes the programs off an interface that is no longer ours to serve. It may be gone already.
     pub fn release(&self, interface: &str) -> Result<(), AttachError> {
-        for home in [Home::Xdp, Home::Tc] {
-            let pin = self.root.link(home, interface);
-            if pin.open()?.is_some() {
-                pin.remove()?;
-            }
+        let pin = self.root.link(Home::Xdp, interface);
+        if pin.open()?.is_some() {
+            pin.remove()?;
+        }
+        self.take_off_tc(interface)
+    }
+
+    fn take_off_tc(&self, interface: &str) -> Result<(), AttachError> {
+        let pin = self.root.link(Home::Tc, interface);
+        if pin.open()?.is_some() {
+            pin.remove()?;
         }
         let found = netlink::interface(interface)
             .map_err(AttachError::system(format!("interface {interface}")))?;
@@ -166,8 +203,28 @@ impl Installation {
                 removed += 1;
             }
         }
+        self.remember_program()?;
         self.replaces = None;
         Ok(removed)
+    }
+
+    /// Pins this program beside its maps, and forgets those that nothing runs any more.
+    fn remember_program(&mut self) -> Result<(), AttachError> {
+        let program = object::main(&mut self.ebpf)?;
+        let id = program
+            .info()
+            .map_err(|error| object::failed("program", error))?
+            .id();
+        let fd = program_fd(program.fd())?;
+        if !self
+            .generation
+            .programs()?
+            .iter()
+            .any(|(_, known)| *known == id)
+        {
+            self.generation.pin_program(fd.as_fd(), id)?;
+        }
+        self.generation.forget_programs(&self.root.running()?, id)
     }
 
     /// Links whose interface is gone lose their pin; those whose interface was renamed get it under the new name.
@@ -196,6 +253,20 @@ impl Installation {
     }
 }
 
+impl Drop for Installation {
+    fn drop(&mut self) {
+        if !self.fresh || self.attached {
+            return;
+        }
+        let removed = self.generation.remove();
+        if let Err(error) = removed {
+            tracing::warn!(%error, "maps that nothing uses stay pinned");
+        } else if let Err(error) = self.root.remove_if_empty() {
+            tracing::warn!(%error, "an empty pin folder stays");
+        }
+    }
+}
+
 /// Which set of maps to use.
 struct Choice {
     generation: Generation,
@@ -207,16 +278,14 @@ struct Choice {
 /// one. A set that nobody uses beside one in
 /// use is what an interrupted start left; it is removed.
 fn choose(root: &Root, layouts: &[Layout]) -> Result<Choice, AttachError> {
-    let used_maps = used_maps(root)?;
+    let running = root.running()?;
     let mut adoptable = Vec::new();
     let mut active: Option<(Generation, Vec<Difference>)> = None;
     let generations = root.generations()?;
     let next = generations.last().map_or(1, |last| last.number + 1);
     for generation in generations {
-        let used = generation
-            .map_ids()?
-            .iter()
-            .any(|id| used_maps.contains(id));
+        generation.check()?;
+        let used = generation.is_used(&running)?;
         let differences = differences(&generation, layouts)?;
         if differences.is_empty() && generation.abi == ABI_VERSION {
             adoptable.push((generation, used));
@@ -282,22 +351,6 @@ fn why(generation: &Generation, differences: &[Difference]) -> String {
     shown.join("; ")
 }
 
-/// Ids of the maps that programs on pinned links use.
-fn used_maps(root: &Root) -> Result<BTreeSet<u32>, AttachError> {
-    let mut used = BTreeSet::new();
-    for pin in root.links()? {
-        let Some((_, info)) = pin.open()? else {
-            continue;
-        };
-        let program = aya::programs::loaded_programs()
-            .filter_map(Result::ok)
-            .find(|program| program.id() == info.program);
-        let maps = program.and_then(|program| ProgramInfo::map_ids(&program).ok().flatten());
-        used.extend(maps.unwrap_or_default());
-    }
-    Ok(used)
-}
-
 /// Flows in another set of maps, as far as they can be read.
 fn flows(generation: &Generation) -> u64 {
     let mut count = 0;
@@ -311,6 +364,14 @@ fn flows(generation: &Generation) -> u64 {
         tracing::debug!("flows of {} cannot be read", generation.folder.display());
     }
     count
+}
+
+/// Names of all loaded programs by id; none without `CAP_SYS_ADMIN`.
+fn names_of_programs() -> BTreeMap<u32, String> {
+    loaded_programs()
+        .filter_map(Result::ok)
+        .filter_map(|program| Some((program.id(), program.name_as_str()?.to_owned())))
+        .collect()
 }
 
 fn program_fd(

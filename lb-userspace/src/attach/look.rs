@@ -10,7 +10,7 @@ use super::{
 /// Pins of ours.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Seen {
-    /// Folder of the newest set of maps.
+    /// Folder of the maps that attached programs use; of the newest ones if none are attached.
     pub maps: PathBuf,
     pub abi: u32,
     pub interfaces: Vec<SeenInterface>,
@@ -31,7 +31,16 @@ pub fn look(pin_root: &Path) -> Result<Option<Seen>, AttachError> {
     let Some(root) = Root::existing(pin_root) else {
         return Ok(None);
     };
-    let Some(newest) = root.generations()?.pop() else {
+    let running = root.running()?;
+    let mut newest = None;
+    for generation in root.generations()? {
+        let used = generation.is_used(&running)?;
+        newest = match newest {
+            Some((kept, true)) if !used => Some((kept, true)),
+            _ => Some((generation, used)),
+        };
+    }
+    let Some((newest, _)) = newest else {
         return Ok(None);
     };
     let mut interfaces = Vec::new();

@@ -20,7 +20,6 @@ mod look;
 mod netlink;
 mod object;
 mod pins;
-mod send;
 mod tc;
 mod xdp;
 
@@ -35,7 +34,6 @@ pub use self::{
     installation::{Installation, Replaces},
     look::{Seen, SeenInterface, look},
     object::bytes as object,
-    send::xdp_send,
     tc::TcChoice,
 };
 use crate::plan::Limits;
@@ -115,12 +113,10 @@ fn lock_file(folder: &Path) -> PathBuf {
     folder.join("lock")
 }
 
-/// What is known of a loaded program.
-fn program_named(id: u32) -> Program {
-    let name = loaded_programs()
+/// Name of a loaded program; none if it is gone, or without `CAP_SYS_ADMIN`.
+fn name_of(id: u32) -> Option<String> {
+    loaded_programs()
         .filter_map(Result::ok)
         .find(|program| program.id() == id)
         .and_then(|program| program.name_as_str().map(str::to_owned))
-        .unwrap_or_default();
-    Program { id, name }
 }

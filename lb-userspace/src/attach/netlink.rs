@@ -8,7 +8,7 @@ use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
+        link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
         tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
@@ -21,9 +21,6 @@ pub(super) struct Interface {
     pub(super) name: String,
     /// Bytes, without the Ethernet header.
     pub(super) mtu: u32,
-    /// `veth`, `bridge`, …; none for hardware and loopback.
-    pub(super) kind: Option<String>,
-    pub(super) loopback: bool,
     pub(super) xdp: Option<Xdp>,
 }
 
@@ -122,10 +119,6 @@ fn link(message: RouteNetlinkMessage) -> Option<Interface> {
     };
     let mut interface = Interface {
         index: message.header.index,
-        loopback: message
-            .header
-            .flags
-            .contains(rtnetlink::packet_route::link::LinkFlags::Loopback),
         ..Interface::default()
     };
     for attribute in message.attributes {
@@ -133,12 +126,6 @@ fn link(message: RouteNetlinkMessage) -> Option<Interface> {
             LinkAttribute::IfName(name) => interface.name = name,
             LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
             LinkAttribute::Xdp(attributes) => interface.xdp = xdp(&attributes),
-            LinkAttribute::LinkInfo(infos) => {
-                interface.kind = infos.into_iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(InfoKind::to_string(&kind)),
-                    _ => None,
-                });
-            }
             _ => {}
         }
     }

@@ -4,13 +4,16 @@
 //! ROOT/links/xdp-eth0      the link that keeps the XDP program on eth0
 //! ROOT/links/tc-eth0       the same for the tc program (TCX)
 //! ROOT/abi1-3/SERVICES …   the maps: ABI version, and a number that counts the sets of maps
+//! ROOT/abi1-3/program-57   an XDP program that uses these maps, by its id
 //! ```
 //! Links stand outside of the map folders: a link stays when its program goes over to another set of maps, even one of
-//! another ABI.
+//! another ABI. Which set a link's program uses is told by the program's pin: looking a program up by its id takes
+//! `CAP_SYS_ADMIN`, which the agent need not have.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
 
@@ -18,6 +21,8 @@ use rustix::{
     fs::statfs,
     mount::{MountFlags, mount},
 };
+
+use aya::programs::ProgramInfo;
 
 use super::{
     AttachError, layout,
@@ -28,6 +33,9 @@ use super::{
 const BPFFS: u64 = 0xcafe_4a11;
 /// Where BPF filesystems are by custom.
 const CUSTOMARY: &str = "/sys/fs/bpf";
+
+/// What the names of pinned programs begin with; the id follows.
+const PROGRAM: &str = "program-";
 
 /// The pin folder.
 #[derive(Clone, Debug)]
@@ -109,6 +117,19 @@ impl Root {
         Ok(links)
     }
 
+    /// Ids of the programs that the pinned XDP links run.
+    pub(super) fn running(&self) -> Result<BTreeSet<u32>, AttachError> {
+        let mut running = BTreeSet::new();
+        for pin in self.links()? {
+            if pin.home == Home::Xdp
+                && let Some((_, info)) = pin.open()?
+            {
+                running.insert(info.program);
+            }
+        }
+        Ok(running)
+    }
+
     /// All sets of maps, the newest last.
     pub(super) fn generations(&self) -> Result<Vec<Generation>, AttachError> {
         let mut generations: Vec<Generation> = names(&self.0)?
@@ -150,21 +171,68 @@ impl Root {
 }
 
 impl Generation {
-    /// Ids of its maps; an error if something in the folder is not ours.
-    pub(super) fn map_ids(&self) -> Result<Vec<u32>, AttachError> {
-        let mut ids = Vec::new();
+    /// An error if something in the folder is not ours.
+    pub(super) fn check(&self) -> Result<(), AttachError> {
         for name in names(&self.folder)? {
-            if let Some(info) = layout::own_map(&self.folder.join(name))? {
-                ids.push(info.id());
+            if !name.starts_with(PROGRAM) {
+                layout::own_map(&self.folder.join(name))?;
             }
         }
-        Ok(ids)
+        self.programs().map(drop)
+    }
+
+    /// Programs that use these maps: their pins and ids.
+    pub(super) fn programs(&self) -> Result<Vec<(PathBuf, u32)>, AttachError> {
+        let mut programs = Vec::new();
+        for name in names(&self.folder)? {
+            if !name.starts_with(PROGRAM) {
+                continue;
+            }
+            let path = self.folder.join(name);
+            let foreign = |what: String| AttachError::ForeignPin {
+                path: path.clone(),
+                what,
+            };
+            let pinned = link::open(&path).map_err(|error| foreign(error.to_string()))?;
+            if pinned.kind != PinKind::Program {
+                return Err(foreign("a BPF object, but no program".into()));
+            }
+            let info = ProgramInfo::from_pin(&path).map_err(|error| foreign(error.to_string()))?;
+            programs.push((path, info.id()));
+        }
+        Ok(programs)
+    }
+
+    /// Whether a link runs a program that uses these maps. `running`: ids of the links' programs.
+    pub(super) fn is_used(&self, running: &BTreeSet<u32>) -> Result<bool, AttachError> {
+        let programs = self.programs()?;
+        Ok(programs.iter().any(|(_, id)| running.contains(id)))
+    }
+
+    /// Remembers that a program uses these maps.
+    pub(super) fn pin_program(&self, program: BorrowedFd<'_>, id: u32) -> Result<(), AttachError> {
+        let path = self.folder.join(format!("{PROGRAM}{id}"));
+        link::pin(program, &path).map_err(AttachError::system(path.display().to_string()))
+    }
+
+    /// Forgets the programs that no link runs, but for `kept`. The kernel frees them with their last user.
+    pub(super) fn forget_programs(
+        &self,
+        running: &BTreeSet<u32>,
+        kept: u32,
+    ) -> Result<(), AttachError> {
+        for (path, id) in self.programs()? {
+            if id != kept && !running.contains(&id) {
+                fs::remove_file(&path).map_err(AttachError::system(path.display().to_string()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Unpins all maps. The kernel frees them when no program uses them any more.
     pub(super) fn remove(&self) -> Result<(), AttachError> {
         // Nothing is removed before everything was looked at.
-        self.map_ids()?;
+        self.check()?;
         for name in names(&self.folder)? {
             let path = self.folder.join(name);
             fs::remove_file(&path).map_err(AttachError::system(path.display().to_string()))?;

@@ -1,14 +1,16 @@
 //! The XDP program on an interface: attached once, replaced in one step, never in a stranger's place.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
 
 use aya_obj::generated::bpf_attach_type;
 
 use super::{
-    AttachError, How, Mode, Program, link,
+    AttachError, How, Mode, Program, link, name_of,
     netlink::{self, Interface},
     pins::{Home, Root},
-    program_named,
 };
 
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`
@@ -24,6 +26,7 @@ pub(super) fn attach(
     interface: &Interface,
     mode: Mode,
     program: BorrowedFd<'_>,
+    names: &BTreeMap<u32, String>,
 ) -> Result<How, AttachError> {
     let pin = root.link(Home::Xdp, &interface.name);
     let mut before = None;
@@ -40,9 +43,9 @@ pub(super) fn attach(
         pin.remove()?;
         before = now.filter(|_| info.ifindex == interface.index);
     } else if let Some(xdp) = interface.xdp {
-        return Err(stranger(interface, xdp.program));
+        return Err(stranger(interface, xdp.program, names));
     }
-    match attach_new(interface, mode, program) {
+    match attach_new(interface, mode, program, names) {
         Ok(new) => {
             link::pin(new.as_fd(), &pin.path)
                 .map_err(AttachError::system(pin.path.display().to_string()))?;
@@ -51,7 +54,7 @@ pub(super) fn attach(
         Err(error) => {
             // Better the old mode than none.
             if let Some(old) = before
-                && let Ok(new) = attach_new(interface, old, program)
+                && let Ok(new) = attach_new(interface, old, program, names)
                 && let Err(error) = link::pin(new.as_fd(), &pin.path)
             {
                 tracing::warn!(interface = interface.name, %error, "the old XDP mode could not be kept");
@@ -65,7 +68,8 @@ fn attach_new(
     interface: &Interface,
     mode: Mode,
     program: BorrowedFd<'_>,
-) -> Result<std::os::fd::OwnedFd, AttachError> {
+    names: &BTreeMap<u32, String>,
+) -> Result<OwnedFd, AttachError> {
     const ENOTSUPP: i32 = 524;
     let flags = match mode {
         Mode::Native => NATIVE,
@@ -97,15 +101,19 @@ fn attach_new(
             // Someone was faster.
             let now = netlink::interface(&interface.name).ok().flatten();
             let program = now.and_then(|now| now.xdp).map_or(0, |xdp| xdp.program);
-            stranger(interface, program)
+            stranger(interface, program, names)
         }
         Some(libc::ENODEV) => AttachError::NoInterface(interface.name.clone()),
         _ => AttachError::system(format!("attach XDP to {}", interface.name))(error),
     })
 }
 
-fn stranger(interface: &Interface, program: u32) -> AttachError {
-    let program: Program = program_named(program);
+fn stranger(interface: &Interface, id: u32, names: &BTreeMap<u32, String>) -> AttachError {
+    let name = name_of(id).or_else(|| names.get(&id).cloned());
+    let program = Program {
+        id,
+        name: name.unwrap_or_default(),
+    };
     if program.name == NAME {
         return AttachError::SecondAgent {
             interface: interface.name.clone(),
