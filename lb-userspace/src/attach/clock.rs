@@ -19,7 +19,7 @@ const RATES: [u32; 4] = [100, 250, 300, 1000];
 /// Long enough to tell 250 from 300.
 const MEASURE: Duration = Duration::from_millis(40);
 
-/// Reads the jiffies. Runs the program `millrace_clock` by `BPF_PROG_TEST_RUN`, 2 µs a reading.
+/// Reads the jiffies. Runs the program `millrace_clock` by `BPF_PROG_TEST_RUN`, measured, 1 µs a reading.
 #[derive(Debug)]
 pub struct Clock {
     program: OwnedFd,

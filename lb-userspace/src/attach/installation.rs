@@ -49,7 +49,8 @@ pub struct Replaces {
 }
 
 impl Installation {
-    /// Loads the programs. Takes 0.1 to 1 s; nothing that is attached changes.
+    /// Loads the programs. Nothing that is attached changes. Measured, 1 to 2 s with new maps of the default limits
+    /// on a busy machine: the kernel zeroes them.
     pub fn open(options: &Options) -> Result<Self, AttachError> {
         fit::check()?;
         let run_folder = run_folder(&options.run_folder, &options.pin_root);
