@@ -13,9 +13,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use lb_tests::{
-    foreign::ForeignXdp,
     is_root,
     netns::{Folder, Netns, run, unique_name},
+    pass::PassProgram,
 };
 use lb_userspace::{
     attach::{self, AttachError, How, Installation, Kind, Mode, Options, TcChoice},
@@ -364,7 +364,7 @@ fn a_foreign_xdp_program_is_named_and_stays() -> Result<()> {
         return Ok(());
     }
     let place = Place::make()?;
-    let _stranger = ForeignXdp::attach(&place.netns, "eth0")?;
+    let _stranger = PassProgram::attach(&place.netns, "eth0")?;
     let before = place.network()?;
     let mut installation = place.open()?;
     let error = place.attach(&mut installation).expect_err("taken");
