@@ -54,8 +54,7 @@ pub fn detach(
         for pin in root.links()? {
             if !wanted(&pin.interface) {
                 left += usize::from(pin.home == Home::Xdp);
-            } else if pin.open()?.is_some() {
-                pin.remove()?;
+            } else if pin.remove()? {
                 done.interfaces.insert(pin.interface);
             }
         }

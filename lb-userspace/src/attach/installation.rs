@@ -165,18 +165,12 @@ impl Installation {
 
     /// Takes the programs off an interface that is no longer ours to serve. It may be gone already.
     pub fn release(&self, interface: &str) -> Result<(), AttachError> {
-        let pin = self.root.link(Home::Xdp, interface);
-        if pin.open()?.is_some() {
-            pin.remove()?;
-        }
+        self.root.link(Home::Xdp, interface).remove()?;
         self.take_off_tc(interface)
     }
 
     fn take_off_tc(&self, interface: &str) -> Result<(), AttachError> {
-        let pin = self.root.link(Home::Tc, interface);
-        if pin.open()?.is_some() {
-            pin.remove()?;
-        }
+        self.root.link(Home::Tc, interface).remove()?;
         let found = netlink::interface(interface)
             .map_err(AttachError::system(format!("interface {interface}")))?;
         if let Some(found) = found {
@@ -239,7 +233,9 @@ impl Installation {
                 .iter()
                 .find(|interface| interface.index == info.ifindex);
             match now {
-                None => pin.remove()?,
+                None => {
+                    pin.remove()?;
+                }
                 Some(now) if now.name != pin.interface => {
                     let right = self.root.link(pin.home, &now.name);
                     if right.open()?.is_none() {

@@ -59,6 +59,14 @@ pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resu
     unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr) }.map(drop)
 }
 
+/// Takes the program off the interface at once (kernel 5.9). What holds the link keeps an empty one.
+pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = attributes();
+    attr.link_detach.link_fd = link.as_raw_fd() as u32;
+    // SAFETY: the attribute names no memory.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(drop)
+}
+
 pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<Info> {
     // SAFETY: integers only.
     let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
