@@ -19,7 +19,9 @@ use std::{
 };
 
 pub use error::{ConfigError, ConfigErrors, Invalid, Place};
-pub use service::{Algorithm, Backend, Health, MAX_BACKENDS_PER_SERVICE, Service};
+pub use service::{
+    Algorithm, Backend, Health, MAX_BACKENDS_PER_SERVICE, MAX_SOURCE_RANGES, Service,
+};
 pub use values::{ClusterKey, Frontend, Protocol, ServiceName, Target};
 
 use reader::{Entry, Faults, Map};

@@ -19,6 +19,10 @@ use super::{
 /// Backends that a service may have: ordinals are 16 bits, and each wants at least 16 of 65,536 slots.
 pub const MAX_BACKENDS_PER_SERVICE: usize = 4096;
 
+/// Prefixes of source ranges over all services, each family; a service takes its own once for each group of frontends
+/// that share backends.
+pub const MAX_SOURCE_RANGES: u32 = 65_536;
+
 /// One service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {

@@ -10,7 +10,7 @@ use lb_common::abi::Mode;
 
 use super::group;
 use crate::{
-    config::{Config, ConfigError},
+    config::{Backend, Config, ConfigError, MAX_SOURCE_RANGES},
     net::{Facts, path},
 };
 
@@ -168,25 +168,34 @@ fn nat(config: &Config, facts: &Facts, refusals: &mut Refusals<'_>) {
 
 fn limits(config: &Config, refusals: &mut Refusals<'_>) {
     let frontends: usize = config.services.iter().map(|s| s.frontends.len()).sum();
-    let backends: usize = config
-        .services
-        .iter()
-        .map(|service| {
-            // Each group has its own; how many of them are of its family is what counts.
-            let groups: BTreeSet<_> = service
-                .frontends
-                .iter()
-                .map(|frontend| group::key(service, frontend))
-                .collect();
-            let of_group = |key: &super::GroupKey| {
-                let eligible = |backend: &&crate::config::Backend| {
-                    key.v4.is_none_or(|v4| v4 == backend.address.is_ipv4())
-                };
-                service.backends.iter().filter(eligible).count()
+    let (mut backends, mut ranges) = (0, [0; 2]);
+    for (at, service) in config.services.iter().enumerate() {
+        // Each group has its own backends, of its family, and its own ranges.
+        let groups: BTreeSet<_> = service
+            .frontends
+            .iter()
+            .map(|frontend| group::key(service, frontend))
+            .collect();
+        for group in &groups {
+            let eligible = |backend: &&Backend| {
+                let v4 = backend.address.is_ipv4();
+                group.v4.is_none_or(|family| family == v4)
             };
-            groups.iter().map(of_group).sum::<usize>()
-        })
-        .sum();
+            backends += service.backends.iter().filter(eligible).count();
+        }
+        let before = ranges;
+        for range in &service.source_ranges {
+            ranges[usize::from(range.addr().is_ipv4())] += groups.len();
+        }
+        let most = MAX_SOURCE_RANGES as usize;
+        if before.iter().all(|used| *used <= most) && ranges.iter().any(|used| *used > most) {
+            refusals.push(
+                format!("services[{at}].sourceRanges"),
+                format!("more than {most} source ranges of one family, with the services before"),
+                "merge some",
+            );
+        }
+    }
     for (name, used, most) in [
         ("frontends", frontends, config.limits.frontends),
         ("backends", backends, config.limits.backends),

@@ -3,7 +3,7 @@
 use lb_common::abi::Reason;
 
 pub use crate::config::Limits;
-use crate::config::MAX_BACKENDS_PER_SERVICE;
+use crate::config::{MAX_BACKENDS_PER_SERVICE, MAX_SOURCE_RANGES};
 
 /// Slots of the largest table.
 pub const MAX_SLOTS: u32 = 65_536;
@@ -12,7 +12,7 @@ pub const MAX_SLOTS: u32 = 65_536;
 pub const NEXT_HOPS: u32 = 65_536;
 
 /// Prefixes of source ranges, each family.
-pub const SOURCES: u32 = 65_536;
+pub const SOURCES: u32 = MAX_SOURCE_RANGES;
 
 /// Half-open flows, each family.
 const HALF_OPEN: u32 = 65_536;

@@ -141,44 +141,6 @@ impl Planner {
         Ok(())
     }
 
-    /// Whether everything fits the limits at all.
-    ///
-    /// # Errors
-    /// The first map that it does not fit.
-    pub fn check(&self, desired: &Desired) -> Result<(), PlanError> {
-        let groups = || {
-            desired
-                .services
-                .values()
-                .flat_map(|service| &service.groups)
-        };
-        let frontends: usize = groups().map(|group| group.frontends.len()).sum();
-        let backends: usize = groups().map(|group| group.backends.len()).sum();
-        for (what, needed, max) in [
-            ("frontends", frontends, self.limits.frontends),
-            ("backends", backends, self.limits.backends),
-        ] {
-            if needed > max as usize {
-                return Err(PlanError::full(what, needed as u64, max));
-            }
-        }
-        for v4 in [true, false] {
-            let of_service = |service: &desired::Service| {
-                let ranges = service.source_ranges.iter();
-                ranges.filter(|net| net.addr().is_ipv4() == v4).count() * service.groups.len()
-            };
-            let needed: usize = desired.services.values().map(of_service).sum();
-            if needed > limits::SOURCES as usize {
-                return Err(PlanError::full(
-                    "source ranges",
-                    needed as u64,
-                    limits::SOURCES,
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// Brings the settings up to date.
     pub fn settings(&mut self, settings: Settings, ops: &mut Vec<Op>) {
         if self.settings != Some(settings) {

@@ -35,12 +35,12 @@ pub enum Op {
         id: u32,
         destination: u64,
     },
-    /// Consecutive elements of `SLOTS` from `base`.
+    /// Consecutive elements of `SLOTS` from `base`. In a table in use only what follows the owner changes, word by word.
     Slots {
         base: u32,
         slots: Vec<u64>,
     },
-    /// Consecutive elements of `MEMBERS` from `base`.
+    /// Consecutive elements of `MEMBERS` from `base`, word by word.
     Members {
         base: u32,
         members: Vec<u64>,

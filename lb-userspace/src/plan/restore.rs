@@ -37,6 +37,8 @@ pub(super) struct Orphans {
     placed: Vec<Placed>,
     entries: Vec<EntryKey>,
     sources: Vec<(u32, IpNet)>,
+    /// Regions that no agent of ours gave out, taken from the services that name them.
+    regions: Vec<Op>,
 }
 
 impl Planner {
@@ -73,9 +75,13 @@ impl Planner {
             frontends: BTreeMap::new(),
             sources: sources(&sources4, &sources6),
         };
-        let mut vips = BTreeSet::new();
+        let (mut vips, mut ids) = (BTreeSet::new(), BTreeSet::from([0]));
         for (key, value) in &entries {
-            if let Some(frontend) = frontend(*key) {
+            let good = |id| id < limits.frontend_ids();
+            if let Some(frontend) = frontend(*key)
+                && good(value.id)
+                && ids.insert(value.id)
+            {
                 let of_index = adoption.frontends.entry(value.service).or_default();
                 of_index.insert(frontend);
             } else if *key == (key.0, 0, 0) {
@@ -113,6 +119,7 @@ impl Planner {
             return;
         }
         let orphans = std::mem::take(&mut self.orphans);
+        ops.extend(orphans.regions);
         for placed in orphans.placed {
             self.remove(placed, ops);
         }
@@ -149,24 +156,36 @@ impl Planner {
             && self.pools.slots.reserve(table.base(), table.log2());
         if !slots_hold {
             value.table = Region::EMPTY.0;
+            if !table.is_empty() {
+                self.orphans.regions.push(Op::Table {
+                    service: index,
+                    table: value.table,
+                });
+            }
         }
         let members_hold = !members.is_empty()
             && whole(members, &dumped.members)
             && self.pools.members.reserve(members.base(), members.log2());
         if !members_hold {
             value.members = Region::EMPTY.0;
+            if !members.is_empty() {
+                self.orphans.regions.push(Op::MemberRegion {
+                    service: index,
+                    members: value.members,
+                });
+            }
         }
         let slots = if slots_hold { dumped.slots } else { Vec::new() };
         let words: &[u64] = if members_hold { &dumped.members } else { &[] };
         let owning: BTreeSet<u16> = slots.iter().map(|slot| owner(*slot, 0)).collect();
 
-        let mut found: Vec<(u16, u32, Backend)> = (0..NO_OWNER)
-            .zip(words)
-            .filter_map(|(ordinal, word)| {
-                let id = u32::try_from(*word).ok().filter(|id| *id > 0)?;
-                Some((ordinal, id, *adoption.backends.get(&id)?))
-            })
-            .collect();
+        let mut found = Vec::new();
+        for (ordinal, word) in (0..NO_OWNER).zip(words).filter(|(_, word)| **word != 0) {
+            let id = *word as u32;
+            // Who was never written is as nobody; the word goes with the first grace period.
+            let value = adoption.backends.get(&id).copied().unwrap_or_default();
+            found.push((ordinal, id, value));
+        }
         // A backend may be named twice, by the place that it left last: the one with slots is meant.
         found.sort_by_key(|(ordinal, _, value)| {
             (!owning.contains(ordinal), value.state == 0, *ordinal)
@@ -175,7 +194,8 @@ impl Planner {
         let mut placed_members = BTreeMap::new();
         for (ordinal, id, value) in found {
             let key: MemberKey = (value.address.to_ip(), value.port.to_host());
-            if adoption.ids.contains(&id) || id >= self.limits.backend_ids() || !keys.insert(key) {
+            let unknown = value.generation == 0 || id >= self.limits.backend_ids();
+            if unknown || adoption.ids.contains(&id) || !keys.insert(key) {
                 self.pools
                     .stale
                     .insert(members.base() + u32::from(ordinal), id);
@@ -184,7 +204,7 @@ impl Planner {
             adoption.ids.insert(id);
             let hop = adoption.next_hops.get(&value.next_hop);
             let hop = hop.and_then(|hop| self.next_hops.restore(value.next_hop, hop));
-            if value.next_hop != 0 {
+            if (1..NEXT_HOPS).contains(&value.next_hop) {
                 adoption.hops.insert(value.next_hop);
             }
             placed_members.insert(

@@ -314,14 +314,6 @@ fn full_maps_are_named_and_change_nothing() {
         .unwrap_err();
     assert_eq!(error.to_string(), "backends: 4 of 3; raise limits.backends");
     assert_eq!((ops, planner.usage()), (Vec::new(), usage));
-    let error = planner.check(&desired(&[("web", &web)])).unwrap_err();
-    assert_eq!(error.to_string(), "backends: 3 of 2; raise limits.backends");
-    let other = service(&[frontend(11, 80), frontend(12, 80)], Vec::new());
-    let error = planner.check(&desired(&[("other", &other)])).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "frontends: 2 of 1; raise limits.frontends"
-    );
     // What goes makes room for what comes.
     let other = service(&[frontend(11, 80)], backends(7..=9));
     step(&mut planner, &mut watch, &desired(&[("other", &other)]));
@@ -456,6 +448,63 @@ proptest! {
                 prop_assert_eq!(planner.usage().map(|usage| usage.used), usage);
             }
         }
+    }
+}
+
+/// What no agent of ours writes, but a broken one might have: a map, an index into its entries, a word.
+type Damage = (u8, usize, u32);
+
+fn damage(fake: &mut crate::dataplane::Fake, (map, at, word): Damage) {
+    fn nth<K: Ord, V>(map: &mut BTreeMap<K, V>, at: usize, change: impl FnOnce(&mut V)) {
+        let length = map.len().max(1);
+        map.values_mut().nth(at % length).map(change);
+    }
+    fn without<K: Ord + Clone, V>(map: &mut BTreeMap<K, V>, at: usize) {
+        let key = map.keys().nth(at % map.len().max(1)).cloned();
+        key.and_then(|key| map.remove(&key));
+    }
+    let small = word % 10;
+    match map {
+        0 => nth(&mut fake.services, at, |value| {
+            value.table ^= u64::from(word % 4096) << 20;
+        }),
+        1 => nth(&mut fake.services, at, |value| value.members = word.into()),
+        2 => nth(&mut fake.members, at, |value| *value = u64::from(word % 40)),
+        3 => nth(&mut fake.slots, at, |value| *value = word.into()),
+        4 => nth(&mut fake.backends, at, |value| value.next_hop = small),
+        5 => nth(&mut fake.backends, at, |value| value.mode = small as u8),
+        6 => nth(&mut fake.addresses, at, |value| *value |= 1 << (word % 64)),
+        7 => nth(&mut fake.frontends, at, |value| value.service = small),
+        8 => nth(&mut fake.frontends, at, |value| value.id = small),
+        9 => without(&mut fake.services, at),
+        10 => without(&mut fake.backends, at),
+        _ => without(&mut fake.frontends, at),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn broken_maps_are_mended(
+        before in any_desired(),
+        after in any_desired(),
+        same in any::<bool>(),
+        damages in proptest::collection::vec((0..12u8, any::<usize>(), any::<u32>()), 0..12),
+    ) {
+        let mut watch = Watch::new(LIMITS);
+        step(&mut Planner::new(LIMITS, KEY), &mut watch, &before);
+        for one in damages {
+            damage(&mut watch.fake, one);
+        }
+        let wanted = if same { before } else { after };
+        let mut planner = Planner::restore(LIMITS, KEY, watch.fake.dump().unwrap(), &wanted);
+        let mut ops = Vec::new();
+        planner.all(&wanted, &mut ops).unwrap();
+        // Words that name a backend twice go with the next one.
+        planner.pools.grace(&mut ops);
+        watch.fake.apply(&ops).unwrap();
+        watch.holds(&wanted);
     }
 }
 
