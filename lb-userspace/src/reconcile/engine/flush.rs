@@ -1,0 +1,134 @@
+//! Facts to maps: what is dirty is planned and applied; after a failed op the planner starts from what the maps hold.
+
+use super::{Engine, FlushError, Flushed};
+use crate::{
+    config::ServiceName,
+    dataplane::Dataplane,
+    desired::{self, Desired},
+    plan::{Op, Planner},
+};
+
+/// Ops are applied when they are this many, so that a cold start does not hold all tables twice.
+const CHUNK: usize = 256;
+
+#[derive(Default)]
+struct Batch {
+    ops: Vec<Op>,
+    applied: usize,
+}
+
+impl<D: Dataplane> Engine<D> {
+    /// Whether there is anything to do for [`Engine::flush`].
+    pub fn is_behind(&self) -> bool {
+        self.astray || self.general.dirty || !self.dirty.is_empty()
+    }
+
+    /// Brings the maps after the facts.
+    pub fn flush(&mut self) -> Result<Flushed, FlushError> {
+        if self.astray {
+            self.restore()?;
+        }
+        let mut batch = Batch::default();
+        if self.general.dirty {
+            let settings = desired::settings(
+                &self.config,
+                self.general.hash_key,
+                self.general.hz,
+                self.general.bypass,
+            );
+            self.planner.settings(settings, &mut batch.ops);
+            let links = self.facts.links.keys().copied();
+            let sending = links.filter(|index| self.facts.xdp_sends(*index));
+            self.planner.devices(sending.collect(), &mut batch.ops);
+        }
+        let (present, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.dirty)
+            .into_iter()
+            .partition(|name| self.at.contains_key(name));
+        // What is new or changed first: a frontend goes over to another service without a gap then.
+        let mut result = self.plan_all(&present, &gone, &mut batch);
+        if !self.astray {
+            // Where a map is full, too, the planner believes in what it has planned.
+            result = self.apply(&mut batch).and(result);
+        }
+        if let Err(error) = result {
+            self.dirty.extend(present.into_iter().chain(gone));
+            return Err(error);
+        }
+        self.general.dirty = false;
+        Ok(Flushed {
+            ops: batch.applied,
+            services: present.into_iter().chain(gone).collect(),
+        })
+    }
+
+    fn plan_all(
+        &mut self,
+        present: &[ServiceName],
+        gone: &[ServiceName],
+        batch: &mut Batch,
+    ) -> Result<(), FlushError> {
+        let mut room = Some(gone);
+        for name in present {
+            let desired = self.desired(name);
+            let mut planned = self.plan(name, desired.as_ref(), batch);
+            if matches!(planned, Err(FlushError::Plan { .. }))
+                && let Some(gone) = room.take()
+            {
+                // Only the other order fits.
+                for name in gone {
+                    self.plan(name, None, batch)?;
+                }
+                planned = self.plan(name, desired.as_ref(), batch);
+            }
+            planned?;
+        }
+        for name in room.unwrap_or_default() {
+            self.plan(name, None, batch)?;
+        }
+        Ok(())
+    }
+
+    /// What the maps hold becomes what the planner believes; then every service is planned again.
+    fn restore(&mut self) -> Result<(), FlushError> {
+        let dump = self.dataplane.dump()?;
+        let services = self
+            .at
+            .keys()
+            .filter_map(|name| Some((name.clone(), self.desired(name)?)));
+        let desired = Desired {
+            services: services.collect(),
+        };
+        self.planner = Planner::restore(self.config.limits, self.general.hash_key, dump, &desired);
+        self.dirty.extend(self.at.keys().cloned());
+        self.general.dirty = true;
+        self.astray = false;
+        Ok(())
+    }
+
+    fn plan(
+        &mut self,
+        name: &ServiceName,
+        desired: Option<&desired::Service>,
+        batch: &mut Batch,
+    ) -> Result<(), FlushError> {
+        self.planner
+            .service(name, desired, &mut batch.ops)
+            .map_err(|error| FlushError::Plan {
+                service: name.clone(),
+                error,
+            })?;
+        if batch.ops.len() >= CHUNK {
+            self.apply(batch)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, batch: &mut Batch) -> Result<(), FlushError> {
+        self.astray = true;
+        self.dataplane.apply(&batch.ops)?;
+        self.astray = false;
+        batch.applied += batch.ops.len();
+        batch.ops.clear();
+        Ok(())
+    }
+}
