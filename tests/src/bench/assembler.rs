@@ -10,6 +10,8 @@ pub(super) enum R {
     R1 = 1,
     R2 = 2,
     R3 = 3,
+    R4 = 4,
+    R5 = 5,
     R6 = 6,
     R7 = 7,
 }
@@ -27,14 +29,18 @@ pub(super) enum Size {
 pub(super) enum Alu {
     Add = 0x00,
     Sub = 0x10,
+    Or = 0x40,
     And = 0x50,
+    LeftShift = 0x60,
     RightShift = 0x70,
+    Xor = 0xa0,
     Move = 0xb0,
 }
 
 /// Numbers of helpers (linux/bpf.h).
 pub(super) mod helper {
     pub(in super::super) const TAIL_CALL: i32 = 12;
+    pub(in super::super) const REDIRECT: i32 = 23;
     pub(in super::super) const ADJUST_HEAD: i32 = 44;
 }
 

@@ -1,6 +1,9 @@
 //! What the maps hold while packets are measured: one service of each kind, a hundred backends each.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, Map, MapData};
@@ -12,7 +15,10 @@ use lb_common::{
     bytes::{Addr, Address as _, Be16, V4, V6},
     hash,
 };
-use lb_userspace::{dataplane::Dataplane as _, plan::Op};
+use lb_userspace::{
+    dataplane::{Bpf, Dataplane as _},
+    plan::Op,
+};
 
 use crate::kernel::{self, Kernel, Sizes};
 
@@ -127,6 +133,11 @@ pub(super) fn fill(kernel: &mut Kernel, next_hop: &NextHop, hz: u32) -> Result<(
         word: *word,
     }));
     Ok(kernel.dataplane.apply(&ops)?)
+}
+
+/// Lets XDP send on a device. `folder` is that of the pinned maps.
+pub(super) fn allow(folder: &Path, ifindex: u32) -> Result<()> {
+    Ok(Bpf::open(folder)?.apply(&[Op::InsertDevice { ifindex }])?)
 }
 
 fn service(kind: Kind, ops: &mut Vec<Op>) {

@@ -21,28 +21,53 @@ pub(super) enum Kind {
     Udp,
 }
 
-/// Where the frame's source address is varied (its last two bytes), its source port, and how much is rewritten.
-struct Offsets {
-    address: i16,
-    port: i16,
+/// The fields of a frame, each stored as a whole: a program that loads one from two stores would wait for both, as it
+/// never does for what a NIC has written.
+struct Fields {
+    same: &'static [(i16, Size)],
+    /// The end of the source address, whose last two bytes vary; and their first bit in it.
+    address: (i16, Size, i32),
+    /// Both ports, of which the source's varies.
+    ports: i16,
+    /// Bytes up to the end of a TCP header.
     header: usize,
 }
 
-const V4: Offsets = Offsets {
-    address: 28,
-    port: 34,
-    header: 56,
+const V4: Fields = Fields {
+    same: &[
+        (0, Size::Double),
+        (8, Size::Word),
+        (12, Size::Half),
+        (14, Size::Double),
+        (30, Size::Word),
+        (38, Size::Double),
+        (46, Size::Double),
+    ],
+    address: (26, Size::Word, 16),
+    ports: 34,
+    header: 54,
 };
-const V6: Offsets = Offsets {
-    address: 36,
-    port: 54,
-    header: 80,
+const V6: Fields = Fields {
+    same: &[
+        (0, Size::Double),
+        (8, Size::Word),
+        (12, Size::Half),
+        (14, Size::Double),
+        (22, Size::Double),
+        (38, Size::Double),
+        (46, Size::Double),
+        (58, Size::Double),
+        (66, Size::Double),
+    ],
+    address: (30, Size::Double, 48),
+    ports: 54,
+    header: 74,
 };
 
 /// MAC addresses of a frame: from, to.
 pub(super) type Macs = [[u8; 6]; 2];
 
-/// Checksums are those of the first flow: nothing on the way looks at them.
+/// The TCP or UDP checksum is that of the first flow: a NIC has looked at it, nothing on the way does.
 pub(super) fn frame(macs: Macs, source: IpAddr, to: SocketAddr, kind: Kind) -> Result<Vec<u8>> {
     let builder = PacketBuilder::ethernet2(macs[0], macs[1]);
     let builder = match (source, to.ip()) {
@@ -62,28 +87,25 @@ pub(super) fn frame(macs: Macs, source: IpAddr, to: SocketAddr, kind: Kind) -> R
             tcp.write(&mut frame, &[])?;
         }
     }
-    let header = offsets(to.is_ipv4()).header;
-    frame.resize(header.max(64), 0);
+    frame.resize(fields(to.is_ipv4()).header.max(60), 0);
     Ok(frame)
 }
 
-const fn offsets(v4: bool) -> Offsets {
+const fn fields(v4: bool) -> Fields {
     if v4 { V4 } else { V6 }
 }
 
-/// A program that turns whatever its buffer holds into the frame, from the next of `flows` sources, and hands it on.
+/// A program that turns whatever its buffer holds into the frame, from the next of `flows` sources, and hands it to
+/// another.
 #[derive(Debug)]
 pub(super) struct Fresh {
     pub(super) frame: Vec<u8>,
     program: OwnedFd,
-    /// The counter of flows, then the header.
-    _cell: Cell,
     target: Target,
 }
 
 impl Fresh {
-    /// Goes on with the program that [`Self::before`] is given.
-    pub(super) fn tail_call(frame: Vec<u8>, flows: u64) -> Result<Self> {
+    pub(super) fn new(frame: Vec<u8>, flows: u64) -> Result<Self> {
         let target = Target::create()?;
         let cell = cell(&frame)?;
         let mut code = rewrite(&frame, &cell, flows)?;
@@ -91,11 +113,9 @@ impl Fresh {
             .map(R::R2, target.as_fd())
             .alu_value(Alu::Move, R::R3, 0)
             .call(helper::TAIL_CALL);
-        let program = kernel::load(&code.finish(XDP_DROP))?;
         Ok(Self {
+            program: kernel::load(&code.finish(XDP_DROP))?,
             frame,
-            program,
-            _cell: cell,
             target,
         })
     }
@@ -107,25 +127,70 @@ impl Fresh {
     }
 }
 
-fn contents(frame: &[u8]) -> Vec<u8> {
-    let v4 = frame[12] == 8;
-    let header = &frame[..offsets(v4).header];
-    [&[0; 8], header].concat()
+/// A program that makes a frame like [`Fresh`] and sends it out of the interface.
+pub(super) fn generator(frame: &[u8], flows: u64, ifindex: u32) -> Result<OwnedFd> {
+    let cell = cell(frame)?;
+    let mut code = rewrite(frame, &cell, flows)?;
+    code.alu_value(Alu::Move, R::R1, ifindex as i32)
+        .alu_value(Alu::Move, R::R2, 0)
+        .call(helper::REDIRECT)
+        .exit();
+    Ok(kernel::load(&code.finish(XDP_DROP))?)
 }
 
+/// A program that counts what it drops, in the first word of the cell.
+pub(super) fn sink(cell: &Cell) -> Result<OwnedFd> {
+    let mut code = Assembler::default();
+    code.map_value(R::R7, cell.as_fd())
+        .load(Size::Double, R::R1, R::R7, 0)
+        .alu_value(Alu::Add, R::R1, 1)
+        .store(Size::Double, R::R7, 0, R::R1);
+    Ok(kernel::load(&code.finish(XDP_DROP))?)
+}
+
+/// The counter of flows, then the header.
 fn cell(frame: &[u8]) -> Result<Cell> {
-    let bytes = contents(frame);
+    let bytes = [&[0; COUNTER], &frame[..fields(frame[12] == 8).header]].concat();
     let cell = Cell::create(bytes.len())?;
     cell.write(&bytes)?;
     Ok(cell)
 }
 
-/// Length and header of the frame: `R6` keeps the context. `flows` is a power of two; the source of flow `n` has the
+/// Bytes of the counter in front of the header.
+const COUNTER: usize = 8;
+
+/// Where a byte of the header is in the cell.
+const fn kept(offset: i16) -> i16 {
+    COUNTER as i16 + offset
+}
+
+/// Stores TTL, protocol and the checksum of an IPv4 header, to which `R1` has been added (RFC 1624): the stack drops
+/// packets whose checksum is wrong.
+fn header_checksum(code: &mut Assembler) {
+    const WORD: i16 = 22;
+    code.load(Size::Word, R::R3, R::R7, kept(WORD))
+        .alu(Alu::Move, R::R4, R::R3)
+        .alu_value(Alu::And, R::R3, 0xffff)
+        .alu_value(Alu::RightShift, R::R4, 16)
+        .alu_value(Alu::Xor, R::R4, 0xffff)
+        .alu(Alu::Add, R::R4, R::R1)
+        .alu(Alu::Move, R::R5, R::R4)
+        .alu_value(Alu::RightShift, R::R5, 16)
+        .alu_value(Alu::And, R::R4, 0xffff)
+        .alu(Alu::Add, R::R4, R::R5)
+        .alu_value(Alu::Xor, R::R4, 0xffff)
+        .alu_value(Alu::LeftShift, R::R4, 16)
+        .alu(Alu::Or, R::R3, R::R4)
+        .store(Size::Word, R::R2, WORD, R::R3);
+}
+
+/// Length and header of the frame; `R6` keeps the context. `flows` is a power of two; the source of flow `n` has the
 /// low 16 bits of `n` as port, and the next 16 as the end of its address.
 fn rewrite(frame: &[u8], cell: &Cell, flows: u64) -> Result<Assembler> {
     ensure!(flows.is_power_of_two() && flows <= 1 << 31);
     let length = frame.len() as i32;
-    let at = offsets(frame[12] == 8);
+    let v4 = frame[12] == 8;
+    let fields = fields(v4);
     let mut code = Assembler::default();
     code.alu(Alu::Move, R::R6, R::R1)
         .load(Size::Word, R::R3, R::R6, 0)
@@ -141,17 +206,28 @@ fn rewrite(frame: &[u8], cell: &Cell, flows: u64) -> Result<Assembler> {
         .alu_value(Alu::Add, R::R1, length)
         .end_if_above(R::R1, R::R3)
         .map_value(R::R7, cell.as_fd());
-    for offset in (0..at.header as i16).step_by(8) {
-        code.load(Size::Double, R::R1, R::R7, 8 + offset)
-            .store(Size::Double, R::R2, offset, R::R1);
+    for (offset, size) in fields.same {
+        code.load(*size, R::R1, R::R7, kept(*offset))
+            .store(*size, R::R2, *offset, R::R1);
     }
+    let (address, size, bit) = fields.address;
     code.load(Size::Double, R::R1, R::R7, 0)
         .alu(Alu::Move, R::R3, R::R1)
         .alu_value(Alu::Add, R::R3, 1)
         .store(Size::Double, R::R7, 0, R::R3)
         .alu_value(Alu::And, R::R1, (flows - 1) as i32)
-        .store(Size::Half, R::R2, at.port, R::R1)
-        .alu_value(Alu::RightShift, R::R1, 16)
-        .store(Size::Half, R::R2, at.address, R::R1);
+        .alu(Alu::Move, R::R3, R::R1)
+        .alu_value(Alu::And, R::R3, 0xffff)
+        .load(Size::Word, R::R4, R::R7, kept(fields.ports))
+        .alu(Alu::Or, R::R4, R::R3)
+        .store(Size::Word, R::R2, fields.ports, R::R4)
+        .alu_value(Alu::RightShift, R::R1, 16);
+    if v4 {
+        header_checksum(&mut code);
+    }
+    code.alu_value(Alu::LeftShift, R::R1, bit)
+        .load(size, R::R4, R::R7, kept(address))
+        .alu(Alu::Or, R::R4, R::R1)
+        .store(size, R::R2, address, R::R4);
     Ok(code)
 }

@@ -15,14 +15,20 @@ pub(super) const XDP_PASS: u32 = 2;
 pub(super) const XDP_TX: u32 = 3;
 
 const MAP_CREATE: libc::c_long = 0;
+const MAP_LOOKUP: libc::c_long = 1;
 const MAP_UPDATE: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
+const LINK_CREATE: libc::c_long = 28;
 
 const MAP_ARRAY: u32 = 2;
 const MAP_PROGRAMS: u32 = 3;
 const PROGRAM_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
+/// `BPF_F_TEST_XDP_LIVE_FRAMES`
+const LIVE_FRAMES: u32 = 2;
+/// `XDP_FLAGS_DRV_MODE`
+const NATIVE: u32 = 1 << 2;
 
 fn bpf(command: libc::c_long, attributes: &mut [u64; 16]) -> Result<i32> {
     let size = size_of_val(attributes);
@@ -69,6 +75,12 @@ impl Cell {
     pub(super) fn write(&self, bytes: &[u8]) -> Result<()> {
         assert_eq!(bytes.len(), self.size);
         element(&self.map, MAP_UPDATE, bytes.as_ptr().addr())
+    }
+
+    pub(super) fn read(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0_u8; self.size];
+        element(&self.map, MAP_LOOKUP, bytes.as_mut_ptr().addr())?;
+        Ok(bytes)
     }
 }
 
@@ -123,6 +135,15 @@ pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<
     Ok((attributes[0] >> 32) as u32)
 }
 
+/// Runs an XDP program on `count` frames that the kernel treats as received: what it redirects goes out.
+pub(super) fn inject(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> Result<()> {
+    let mut attributes = test_run(program, frame, count);
+    attributes[8] = u64::from(LIVE_FRAMES);
+    // A NIC driver's usual poll.
+    attributes[9] = 64;
+    bpf(PROG_TEST_RUN, &mut attributes).map(drop)
+}
+
 fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> [u64; 16] {
     let mut attributes = [0; 16];
     attributes[0] = program.as_raw_fd() as u64;
@@ -130,4 +151,12 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> [u64; 16] {
     attributes[2] = frame.as_ptr().addr() as u64;
     attributes[4] = u64::from(repeat);
     attributes
+}
+
+/// Attaches an XDP program in native mode to an interface of this thread's namespace, until the link is dropped.
+pub(super) fn attach(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
+    let mut attributes = [0; 16];
+    attributes[0] = program.as_raw_fd() as u64 | u64::from(ifindex) << 32;
+    attributes[1] = u64::from(ATTACH_XDP) | u64::from(NATIVE) << 32;
+    bpf_fd(LINK_CREATE, &mut attributes)
 }

@@ -1,9 +1,13 @@
 //! Where and when figures were taken.
 
-use std::{fs, io::Write as _, process::Command};
+use std::{fs, io::Write as _, process::Command, time::Duration};
 
-use anyhow::Result;
-use rustix::thread::{CpuSet, sched_setaffinity};
+use anyhow::{Context as _, Result, bail};
+use rustix::{
+    process::setpriority_process,
+    thread::{CpuSet, sched_setaffinity},
+    time::{ClockId, clock_gettime},
+};
 
 use crate::netns;
 
@@ -30,8 +34,36 @@ pub(super) fn pin(cpu: usize) -> Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
+/// Puts this thread before others, those of the kernel included that would work off what it leaves behind.
+pub(super) fn go_first() -> Result<()> {
+    // Of the thread alone, as Linux has it.
+    Ok(setpriority_process(None, -20)?)
+}
+
 /// The result, to stdout.
 pub(super) fn print(text: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(())
+}
+
+/// What this thread has had of processors so far: what others take is no part of it.
+pub(super) fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// What the kernel's own thread for work that interrupts leave has had of processor `cpu`.
+pub(super) fn softirq_time(cpu: usize) -> Result<Duration> {
+    let name = format!("ksoftirqd/{cpu}");
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let comm = fs::read_to_string(path.join("comm")).unwrap_or_default();
+        if comm.trim() == name {
+            // Time on the processor in nanoseconds, then time waiting for it (Documentation/scheduler/sched-stats.rst).
+            let stat = fs::read_to_string(path.join("schedstat"))?;
+            let time = stat.split(' ').next().context("schedstat")?.parse()?;
+            return Ok(Duration::from_nanos(time));
+        }
+    }
+    bail!("no process {name}")
 }

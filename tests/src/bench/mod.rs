@@ -1,4 +1,4 @@
-//! The measurements behind the README's figures: `cargo xtask bench packet` and `plan`.
+//! The measurements behind the README's figures: `cargo xtask bench packet|path|plan`.
 
 mod assembler;
 mod contents;
@@ -6,6 +6,7 @@ mod frames;
 mod kernel;
 mod machine;
 mod packet;
+mod path;
 mod plan;
 
 use anyhow::{Result, bail, ensure};
@@ -24,7 +25,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
     );
     match subjects[..] {
         ["packet"] => packet::run(json),
+        ["path"] => path::run(json),
         ["plan"] => plan::run(json),
-        _ => bail!("no such subject: packet, plan"),
+        _ => bail!("no such subject: packet, path or plan"),
     }
 }

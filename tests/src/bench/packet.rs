@@ -10,7 +10,6 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::NextHop;
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
 use super::{
@@ -128,6 +127,7 @@ struct Row {
 pub(super) fn run(json: bool) -> Result<()> {
     let machine = machine::describe()?;
     machine::pin(0)?;
+    machine::go_first()?;
     let mut kernel = Kernel::load("bench", contents::SIZES)?;
     let clock = Clock::read(&mut kernel)?;
     let next_hop = NextHop {
@@ -189,7 +189,7 @@ fn measure(case: &'static Case, program: BorrowedFd<'_>, empty: BorrowedFd<'_>) 
         SocketAddr::V6(_) => IpAddr::V6(CLIENT6),
     };
     let frame = frames::frame(MACS, client, case.to, case.kind)?;
-    let fresh = Fresh::tail_call(frame, case.flows)?;
+    let fresh = Fresh::new(frame, case.flows)?;
     let (mut floor, mut whole) = (f64::MAX, f64::MAX);
     for _ in 0..ROUNDS {
         floor = floor.min(round(&fresh, empty, XDP_PASS)?);
@@ -205,9 +205,9 @@ fn measure(case: &'static Case, program: BorrowedFd<'_>, empty: BorrowedFd<'_>) 
 /// Nanoseconds of this thread's processor time per packet.
 fn round(fresh: &Fresh, program: BorrowedFd<'_>, action: u32) -> Result<f64> {
     let whole = fresh.before(program)?;
-    let before = processor_time();
+    let before = machine::processor_time();
     let returned = kernel::run(whole, &fresh.frame, PACKETS)?;
-    let time = processor_time().saturating_sub(before);
+    let time = machine::processor_time().saturating_sub(before);
     ensure!(
         returned == action,
         "the program returned {returned}, not {action}"
@@ -215,21 +215,15 @@ fn round(fresh: &Fresh, program: BorrowedFd<'_>, action: u32) -> Result<f64> {
     Ok(time.as_nanos() as f64 / f64::from(PACKETS))
 }
 
-/// What other threads take is no part of it.
-fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
 /// The kernel's jiffies.
-struct Clock {
-    now: u32,
+pub(super) struct Clock {
+    pub(super) now: u32,
     /// Per second.
-    rate: u32,
+    pub(super) rate: u32,
 }
 
 impl Clock {
-    fn read(kernel: &mut Kernel) -> Result<Self> {
+    pub(super) fn read(kernel: &mut Kernel) -> Result<Self> {
         let program = kernel.ebpf.program_mut("millrace_clock");
         let program: &mut aya::programs::Xdp = program.context("millrace_clock")?.try_into()?;
         program.load()?;
