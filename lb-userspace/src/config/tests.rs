@@ -211,3 +211,35 @@ fn durations_add_up() {
         assert!(values::parse_duration(text).is_err(), "{text}");
     }
 }
+
+/// `cargo test --release config::tests -- --ignored --nocapture`
+#[test]
+#[ignore = "measures"]
+fn how_long_a_large_file_takes() {
+    use std::fmt::Write as _;
+
+    let mut text = String::from("limits: {frontends: 10000, backends: 262144}\nservices:\n");
+    for at in 0..10_000 {
+        let (high, low) = (at / 256, at % 256);
+        write!(
+            text,
+            "- name: s{at}\n  frontends: [\"198.18.{high}.{low}:80/tcp\"]\n  backends:\n"
+        )
+        .unwrap();
+        for backend in 1..=25 {
+            writeln!(
+                text,
+                "  - {{address: \"10.{high}.{low}.{backend}:8080\", weight: 100}}"
+            )
+            .unwrap();
+        }
+    }
+    let start = std::time::Instant::now();
+    let config = parse(&text).unwrap();
+    println!(
+        "{} services, {} MiB of text: {:?}",
+        config.services.len(),
+        text.len() >> 20,
+        start.elapsed()
+    );
+}
