@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,6 +20,9 @@ use crate::netns::Netns;
 
 /// How long a client waits for a connection or an answer: several SYN retransmissions.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// For what should have come long ago.
+const BRIEFLY: Duration = Duration::from_millis(1);
 
 /// Who answered how often.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -275,11 +278,15 @@ impl Held {
             sent.push(connection.write_all(format!("{n:>9}\n").as_bytes()).is_ok());
         }
         let mut broken = BTreeMap::new();
+        let deadline = Instant::now() + PATIENCE;
         let mut number = 0..;
         self.connections.retain_mut(|(name, connection)| {
             let n = number.next().expect("endless");
             let mut line = [0; 10];
+            // One patience for all of them, not for each.
+            let left = deadline.saturating_duration_since(Instant::now());
             let whole = sent[n]
+                && connection.set_read_timeout(Some(left.max(BRIEFLY))).is_ok()
                 && connection.read_exact(&mut line).is_ok()
                 && line == *format!("{n:>9}\n").as_bytes();
             if !whole {

