@@ -20,6 +20,10 @@ const PROBES: u32 = 16;
 /// Seconds after which the port of a half-open flow may go to another.
 const HALF_OPEN_SECONDS: u32 = 30;
 
+/// Seconds that the port of a closed flow rests: Linux's TIME-WAIT, in which the backend answers another client's SYN
+/// from the same port with an ACK, and the client loses a second.
+const REST_SECONDS: u32 = 60;
+
 /// A function of its own in the kernel, so that its stack is not added to that of the stateless modes.
 #[inline(never)]
 pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
@@ -213,6 +217,8 @@ fn promote<A: Layout, T: Tables + FamilyTables<A>>(
 enum Claim {
     /// We do, for this flow.
     Held(FlowTable),
+    /// A flow that closed so short ago that its backend may be in TIME-WAIT.
+    Resting,
     Taken,
     Full,
 }
@@ -265,6 +271,7 @@ fn begin<A: Layout, T: Tables + FamilyTables<A>>(
     let stride = 1 + ((hash & 0xffff_ffff) * u64::from(size - 1) >> 32) as u32;
     let mut probe = 0;
     let mut reason = Reason::PortsExhausted;
+    let mut resting = None;
     while probe < PROBES {
         let port = Be16::new((first + at) as u16);
         scratch.key.destination_port = port;
@@ -280,6 +287,7 @@ fn begin<A: Layout, T: Tables + FamilyTables<A>>(
                     Reason::FlowTableFull as u64
                 };
             }
+            Claim::Resting => resting = Some(port),
             Claim::Taken => {}
             Claim::Full => reason = Reason::FlowTableFull,
         }
@@ -289,10 +297,24 @@ fn begin<A: Layout, T: Tables + FamilyTables<A>>(
         }
         probe += 1;
     }
-    reason as u64
+    // Better a port in TIME-WAIT than none.
+    let Some(port) = resting else {
+        return reason as u64;
+    };
+    scratch.key.destination_port = port;
+    scratch.flow.source_port = port;
+    let (table, tables) = (FlowTable::HalfOpen, path.tables);
+    FamilyTables::<A>::remove_flow(tables, FlowTable::Established, &scratch.key);
+    if tables.insert_flow(table, &scratch.key, &scratch.opposite, false)
+        && tables.insert_flow(table, &scratch.parsed.tuple, &scratch.flow, false)
+    {
+        egress::OK
+    } else {
+        Reason::FlowTableFull as u64
+    }
 }
 
-/// Takes the port that `key` stands for, if it is free, ours already, or a dead flow's.
+/// Takes the port that `key` stands for, if it is free, ours already, or a flow's that is long dead.
 #[inline(always)]
 fn claim<A: Layout, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
@@ -309,12 +331,16 @@ fn claim<A: Layout, T: Tables + FamilyTables<A>>(
             && flow.destination_port == reply.destination_port;
         (ours, flow.is_dead(), now.wrapping_sub(flow.seen))
     };
-    if let Some((ours, dead, _)) = tables.with_flow(FlowTable::Established, key, holder) {
+    let rested = path.settings.hz * REST_SECONDS;
+    if let Some((ours, dead, idle)) = tables.with_flow(FlowTable::Established, key, holder) {
         if ours && !parsed.is_syn() {
             return Claim::Held(FlowTable::Established);
         }
         if !ours && !dead {
             return Claim::Taken;
+        }
+        if !ours && idle <= rested {
+            return Claim::Resting;
         }
         tables.remove_flow(FlowTable::Established, key);
     }
@@ -323,6 +349,9 @@ fn claim<A: Layout, T: Tables + FamilyTables<A>>(
     }
     match tables.with_flow(FlowTable::HalfOpen, key, holder) {
         Some((ours, dead, idle)) => {
+            if !ours && dead && idle <= rested {
+                return Claim::Resting;
+            }
             let over = dead || idle > path.settings.hz * HALF_OPEN_SECONDS;
             if ours && !dead || over && tables.insert_flow(FlowTable::HalfOpen, key, reply, false) {
                 Claim::Held(FlowTable::HalfOpen)
