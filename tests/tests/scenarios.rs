@@ -65,8 +65,9 @@ enum Step {
     Bypass(bool),
     /// The op after the next so many fails.
     Fault(usize),
-    /// The agent ends and another one takes the maps over.
+    /// The agent ends and another one takes the maps over, with the same config or with another.
     Restart,
+    RestartWith(String),
 }
 
 #[derive(Deserialize, Clone)]
@@ -147,9 +148,10 @@ fn parse(services: &str) -> Result<Config> {
     let head = "apiVersion: config.millrace.io/v1alpha1\nkind: MillraceConfiguration\n\
                 clusterKey: 000102030405060708090a0b0c0d0e0f\n";
     // Small maps are made faster.
-    let limits = match services.contains("limits:") {
-        true => "",
-        false => "limits: {frontends: 64, backends: 256, flows: 4096}\n",
+    let limits = if services.contains("limits:") {
+        ""
+    } else {
+        "limits: {frontends: 64, backends: 256, flows: 4096}\n"
     };
     Ok(Config::parse(
         &format!("{head}{limits}{services}"),
@@ -272,7 +274,10 @@ fn play<D: Dataplane>(scenario: &Scenario, config: Config, dataplane: D) -> Resu
             continue;
         }
         if let Step::Restart = step {
-            play = play.restart()?;
+            let config = play.engine.config().clone();
+            play = play.restart(config)?;
+        } else if let Step::RestartWith(services) = step {
+            play = play.restart(parse(services)?)?;
         } else if let Err(refusal) = play.step(step.clone()) {
             write!(title, ": {refusal}")?;
         }
@@ -360,7 +365,7 @@ impl<D: Dataplane> Play<D> {
             Step::Bypass(on) => {
                 self.engine.set_bypass(on);
             }
-            Step::Fault(_) | Step::Restart => {}
+            Step::Fault(_) | Step::Restart | Step::RestartWith(_) => {}
         }
         Ok(())
     }
@@ -375,8 +380,8 @@ impl<D: Dataplane> Play<D> {
     }
 
     /// Another agent on the same maps.
-    fn restart(self) -> Result<Self> {
-        let (config, facts) = (self.engine.config().clone(), self.engine.facts().clone());
+    fn restart(self, config: Config) -> Result<Self> {
+        let facts = self.engine.facts().clone();
         let drains = self.engine.drains().clone();
         let mut play = Self {
             engine: start(config, facts, drains, self.engine.into_dataplane())?,

@@ -114,7 +114,7 @@ impl Planner {
     }
 
     /// Ops that rid the maps of what a dump held and nothing wants; once.
-    pub(super) fn sweep(&mut self, ops: &mut Vec<Op>) {
+    pub fn sweep(&mut self, ops: &mut Vec<Op>) {
         if !std::mem::take(&mut self.orphans.pending) {
             return;
         }

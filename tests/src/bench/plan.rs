@@ -59,19 +59,19 @@ struct Figures {
     parse_us: u64,
     /// From the text to full maps: reading, checking, planning, writing.
     cold_start_us: u64,
-    health_change: Spread,
-    drain: Spread,
+    health_change_us: Spread,
+    drain_us: Spread,
     /// A neighbour that a few hundred services are reached by.
-    neighbour_change: Spread,
+    neighbour_change_us: Spread,
     /// A new agent on full maps: reads them back and finds nothing to do.
     adoption_us: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 struct Spread {
-    p50_us: u64,
-    p99_us: u64,
-    max_us: u64,
+    p50: u64,
+    p99: u64,
+    max: u64,
 }
 
 fn measure(scale: Scale) -> Result<Figures> {
@@ -141,9 +141,9 @@ fn measure(scale: Scale) -> Result<Figures> {
         backends: scale.backends,
         parse_us,
         cold_start_us,
-        health_change: Spread::of(health),
-        drain: Spread::of(drain),
-        neighbour_change: Spread::of(neighbour_change),
+        health_change_us: Spread::of(health),
+        drain_us: Spread::of(drain),
+        neighbour_change_us: Spread::of(neighbour_change),
         adoption_us,
     })
 }
@@ -153,9 +153,9 @@ impl Spread {
         times.sort_unstable();
         let at = |percent: usize| micros(times[(times.len() * percent / 100).min(times.len() - 1)]);
         Self {
-            p50_us: at(50),
-            p99_us: at(99),
-            max_us: at(100),
+            p50: at(50),
+            p99: at(99),
+            max: at(100),
         }
     }
 }
@@ -174,12 +174,15 @@ impl Figures {
             "max"
         );
         for (name, spread) in [
-            ("health change of one backend", self.health_change),
-            ("drain of one backend", self.drain),
-            ("neighbour of 1/250 of the backends", self.neighbour_change),
+            ("health change of one backend", self.health_change_us),
+            ("drain of one backend", self.drain_us),
+            (
+                "neighbour of 1/250 of the backends",
+                self.neighbour_change_us,
+            ),
         ] {
             let ms = |us: u64| format!("{:.2}", us as f64 / 1e3);
-            let [p50, p99, max] = [spread.p50_us, spread.p99_us, spread.max_us].map(ms);
+            let [p50, p99, max] = [spread.p50, spread.p99, spread.max].map(ms);
             writeln!(table, "{name:<40}{p50:>10}{p99:>10}{max:>10}").ok();
         }
         let seconds = |us: u64| us as f64 / 1e6;

@@ -29,6 +29,8 @@ impl<D: Dataplane> Engine<D> {
             self.restore()?;
         }
         let mut batch = Batch::default();
+        // Without a single service nothing else would take away what another agent left.
+        self.planner.sweep(&mut batch.ops);
         if self.general.dirty {
             let settings = desired::settings(
                 &self.config,
