@@ -58,7 +58,8 @@ pub trait Packet {
     fn write<H: Header>(&mut self, offset: u32, header: &H) -> bool;
 
     /// Opens `room` (20, 28, 40 or 48) bytes behind a link header of `link` (14, 18 or 22) bytes, which moves to the
-    /// front; `outer_v6` says which header will stand there. False if the driver leaves no headroom.
+    /// front; in the driver without its MACs, which the caller writes there in any case. `outer_v6` says which header will
+    /// stand there. False if the driver leaves no headroom.
     #[must_use]
     fn open(&mut self, link: u32, room: u32, outer_v6: bool) -> bool;
 

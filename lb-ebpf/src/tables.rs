@@ -1,6 +1,6 @@
 //! The maps as `lb_common::tables`.
 
-use core::{cell::Cell, ops::Deref};
+use core::{cell::Cell, mem::MaybeUninit, ops::Deref};
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_fib_lookup},
@@ -79,6 +79,31 @@ impl<const TC: bool> KernelTables<TC> {
     }
 }
 
+/// Aligned for the double words that LLVM copies by: on its stack the kernel insists.
+#[repr(C, align(8))]
+struct Place<T>(MaybeUninit<T>);
+
+/// A copy of the key, stored word by word: the kernel hashes words, and would wait for one that is stored in parts.
+#[inline(always)]
+fn by_words<'a, A: Address>(
+    key: &FrontendKey<A>,
+    place: &'a mut Place<FrontendKey<A>>,
+) -> &'a FrontendKey<A> {
+    let words: *mut u32 = place.0.as_mut_ptr().cast();
+    let mut index = 0;
+    while index < A::WORDS {
+        // SAFETY: the key begins with the address's words, and is aligned as they are.
+        unsafe { words.add(index).write(key.address.word(index)) };
+        index += 1;
+    }
+    let last = u32::from(key.port.raw()) | u32::from(key.protocol) << 16;
+    // SAFETY: port, protocol and padding are the key's last word; every byte of it has been written then.
+    unsafe {
+        words.add(A::WORDS).write(last);
+        place.0.assume_init_ref()
+    }
+}
+
 /// The flow tables of one family.
 trait FlowMaps: Address {
     fn map(table: FlowTable) -> &'static LruHashMap<Tuple<Self>, Flow<Self>>;
@@ -109,8 +134,9 @@ macro_rules! family_tables {
         impl<const TC: bool> FamilyTables<$address> for KernelTables<TC> {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$address>) -> Option<Frontend> {
+                let mut words = Place(MaybeUninit::uninit());
                 // SAFETY: entries are immutable, and freed after a grace period; the value is copied out.
-                unsafe { $frontends.get(key) }.copied()
+                unsafe { $frontends.get(by_words(key, &mut words)) }.copied()
             }
 
             #[inline(always)]

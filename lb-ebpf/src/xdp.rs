@@ -111,8 +111,7 @@ impl Packet for XdpFrame {
 
     #[inline(always)]
     fn open(&mut self, link: u32, room: u32, _outer_v6: bool) -> bool {
-        let (Some(macs), Some(ether_type)) = (self.read::<[u32; 3]>(0), self.read::<u16>(12))
-        else {
+        let Some(ether_type) = self.read::<u16>(12) else {
             return false;
         };
         let tags = if link > 14 {
@@ -129,7 +128,7 @@ impl Packet for XdpFrame {
         {
             return false;
         }
-        self.write(0, &macs) && self.write(12, &ether_type)
+        self.write(12, &ether_type)
     }
 
     #[inline(always)]

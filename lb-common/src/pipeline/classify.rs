@@ -2,7 +2,7 @@
 
 use super::{
     FamilyScratch, Path, Step, Verdict,
-    parse::{self, Layout, Link, Network},
+    parse::{self, Layout, Network},
     select,
 };
 use crate::{
@@ -24,16 +24,15 @@ pub(crate) fn family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
-    link: &Link,
 ) -> u64 {
-    let Some(network) = A::network(packet, link.length) else {
+    let Some(network) = A::network(packet, scratch.parsed.link.length) else {
         return Verdict::NotOurs.pack();
     };
     let (word, bit) = filter_bit(&network.destination);
     if path.tables.filter(word) & bit == 0 {
         return Verdict::NotOurs.pack();
     }
-    if let Err(reason) = parse::packet(packet, link, &network, &mut scratch.parsed) {
+    if let Err(reason) = parse::packet(packet, &network, &mut scratch.parsed) {
         return odd(path, &network, reason).pack();
     }
     let tuple = &scratch.parsed.tuple;

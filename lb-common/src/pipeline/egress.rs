@@ -46,7 +46,12 @@ pub(crate) fn to_backend<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
                 ifindex: next.ifindex,
                 macs: Macs::from_words(destination, next.source),
             },
-            gateway: next.gateway,
+            // Sixteen bytes that only the stack's neighbour table is asked about.
+            gateway: if path.tables.home() == Home::Tc {
+                next.gateway
+            } else {
+                Addr::UNSPECIFIED
+            },
             mtu: u32::from(next.mtu()),
         };
     } else {

@@ -113,8 +113,8 @@ pub fn process<P: Packet, T: Tables>(
         return Verdict::NotOurs;
     };
     match link.ether_type {
-        parse::IPV4 => by_family::<V4, _, _>(packet, &path, &mut scratch.v4, &link),
-        parse::IPV6 => by_family::<V6, _, _>(packet, &path, &mut scratch.v6, &link),
+        parse::IPV4 => by_family::<V4, _, _>(packet, &path, &mut scratch.v4, link),
+        parse::IPV6 => by_family::<V6, _, _>(packet, &path, &mut scratch.v6, link),
         _ => Verdict::NotOurs,
     }
 }
@@ -126,9 +126,10 @@ fn by_family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
-    link: &Link,
+    link: Link,
 ) -> Verdict {
-    let mut word = classify::family(packet, path, scratch, link);
+    scratch.parsed.link = link;
+    let mut word = classify::family(packet, path, scratch);
     if word == classify::FLOWS {
         word = nat::forward(packet, path, scratch);
     } else if word == classify::UNCLAIMED {

@@ -213,23 +213,24 @@ impl Layout for V6 {
     }
 }
 
-/// Ports, flags and numbers of the transport header, and all that was known before, into `parsed`.
+/// Ports, flags and numbers of the transport header, and what the network header said, into `parsed`, which knows the link
+/// already.
 #[inline(always)]
 pub(crate) fn packet<A: Layout, P: Packet>(
     packet: &P,
-    link: &Link,
     network: &Network<A>,
     parsed: &mut Parsed<A>,
 ) -> Result<(), Reason> {
     let (protocol, l4) = A::transport(packet, network)?;
+    let link = parsed.link.length;
     if protocol != TCP && protocol != UDP {
         return Err(match protocol {
             ICMP | ICMPV6 => Reason::Icmp,
             _ => Reason::Protocol,
         });
     }
-    let end = l4 - link.length + if protocol == TCP { TCP_LEN } else { UDP_LEN };
-    if end > network.length as u32 || link.length + network.length as u32 > packet.length() {
+    let end = l4 - link + if protocol == TCP { TCP_LEN } else { UDP_LEN };
+    if end > network.length as u32 || link + network.length as u32 > packet.length() {
         return Err(Reason::Malformed);
     }
     let ports: [u16; 2];
@@ -244,7 +245,6 @@ pub(crate) fn packet<A: Layout, P: Packet>(
         ports = [udp[0] as u16, (udp[0] >> 16) as u16];
         parsed.flags = 0;
     }
-    parsed.link = *link;
     parsed.l4 = l4;
     parsed.tuple = Tuple {
         source: network.source,
