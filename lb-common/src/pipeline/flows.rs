@@ -129,7 +129,8 @@ pub(crate) fn keep_opposite<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
             state |= flow_state::PEER_FIN;
         }
         opposite.state = state;
-        if state & flow_state::LAST_HOP != 0 {
+        // The client's entry always has where the backend's packets come from, see `nat::by_last_hop`.
+        if state & flow_state::LAST_HOP != 0 || state & flow_state::REPLY == 0 {
             opposite.hop = hop;
         }
     });

@@ -2,13 +2,15 @@
 //! the flow's hash, so that what is lost of a flow is found again at the same place.
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, egress, flows,
+    FamilyScratch, Path, Step, Verdict,
+    egress::{self, Exit},
+    flows,
     parse::{Layout, Parsed, tcp_flag},
     rewrite, select,
 };
 use crate::{
     abi::{Backend, Flow, Hop, Mode, Reason, Tuple, flow_state},
-    bytes::Be16,
+    bytes::{Addr, Be16},
     hash,
     packet::Packet,
     tables::{Budget, FamilyTables, FlowTable, Tables},
@@ -144,6 +146,11 @@ fn deliver<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         id = 0;
         by_kernel(packet, path, scratch)
     };
+    let way = if way == Reason::NoRoute as u64 {
+        by_last_hop(packet, path, scratch)
+    } else {
+        way
+    };
     if way != egress::OK {
         return path.end(frontend, Reason::from_number(way as u32));
     }
@@ -152,6 +159,27 @@ fn deliver<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     }
     path.tables.count_forwarded(frontend, id, bytes, new);
     egress::send(packet, path, &scratch.exit)
+}
+
+/// Sets `scratch.exit` to where the backend's last packets came from: the way to one that has left the configuration and
+/// with it the next-hop table, where the kernel does not tell (`bpf_fib_lookup` is mute on a host that does not forward).
+#[inline(never)]
+fn by_last_hop<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> u64 {
+    let hop = scratch.flow.hop;
+    if hop.ifindex == 0 {
+        return Reason::NoRoute as u64;
+    }
+    scratch.exit = Exit {
+        hop,
+        gateway: Addr::UNSPECIFIED,
+        mtu: u32::MAX,
+    };
+    egress::leave(packet, path, scratch.parsed.link.length, &scratch.exit)
+        .map_or_else(|reason| reason as u64, |()| egress::OK)
 }
 
 /// Sets `scratch.exit` to the kernel's way to where the flow goes; [`egress::OK`] or a reason.
