@@ -111,6 +111,10 @@ impl Place {
         let mut dumps = BTreeMap::new();
         for pin in fs::read_dir(folder)? {
             let pin = pin?;
+            // Each set of maps pins the program that uses it beside them.
+            if pin.file_name().to_string_lossy().starts_with("program-") {
+                continue;
+            }
             let mut bpftool = Command::new("bpftool");
             let shown = run(bpftool
                 .args(["-j", "map", "dump", "pinned"])
