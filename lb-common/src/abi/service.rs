@@ -54,7 +54,7 @@ impl Region {
         self.0 as u32
     }
 
-    /// Log2 of the number of elements; 0 for an empty region, too.
+    /// Log2 of the number of elements; 0 for an empty region, too. Above 31 in a word that no agent wrote.
     #[inline(always)]
     pub const fn log2(self) -> u8 {
         ((self.0 >> 32) as u8).saturating_sub(1)
@@ -65,9 +65,15 @@ impl Region {
         (self.0 >> 40) as u32
     }
 
-    /// Number of elements.
+    /// Number of elements. For a word that no agent wrote, more than any map holds.
     pub const fn size(self) -> u32 {
-        if self.is_empty() { 0 } else { 1 << self.log2() }
+        if self.is_empty() {
+            return 0;
+        }
+        match 1u32.checked_shl(self.log2() as u32) {
+            Some(size) => size,
+            None => u32::MAX,
+        }
     }
 }
 
@@ -105,6 +111,16 @@ mod tests {
         assert!(!Region::new(0, 0, 0).is_empty());
         assert_eq!(Region::new(0, 0, 0).size(), 1);
         assert!(Region::EMPTY.is_empty());
+    }
+
+    #[test]
+    fn a_word_that_no_agent_wrote_is_larger_than_any_map() {
+        for log2 in 32..=254u64 {
+            let region = Region((log2 + 1) << 32);
+            assert_eq!((u64::from(region.log2()), region.size()), (log2, u32::MAX));
+        }
+        assert_eq!(Region(u64::MAX).size(), u32::MAX);
+        assert_eq!(Region(32 << 32).size(), 1 << 31);
     }
 
     #[test]

@@ -137,7 +137,8 @@ impl Names<'_> {
                 } else {
                     format!("hash {hash:016x}")
                 };
-                let size = 1u32 << log2;
+                // As the pipeline reads a word that no agent wrote.
+                let size = 1u32 << (log2 & 31);
                 vec![row("slot", format!("{index}/{size} gen {generation}"), why)]
             }
             Step::Owner { ordinal, chain } => {
