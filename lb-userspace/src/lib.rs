@@ -7,6 +7,7 @@ pub mod config;
 pub mod dataplane;
 pub mod desired;
 pub mod health;
+pub mod hostile;
 pub mod net;
 pub mod observe;
 pub mod plan;

@@ -146,7 +146,7 @@ fn settings_of(ops: &[Op]) -> Result<Settings> {
 }
 
 /// What the namespace's routing table says, as [`Place`] has set it up.
-fn routes(world: &mut World, ifindex: u32, mac: [u8; 6]) {
+pub fn routes(world: &mut World, ifindex: u32, mac: [u8; 6]) {
     let addr = |text: &str| Addr::from(text.parse::<IpAddr>().expect("an address"));
     let hop = |last: u8, gateway: &str| Route::Hop {
         hop: Hop {

@@ -7,6 +7,7 @@ pub mod both;
 pub mod clients;
 pub mod demo;
 pub mod frames;
+pub mod hostile;
 pub mod kernel;
 pub mod netns;
 pub mod pass;

@@ -65,7 +65,9 @@ pub(crate) fn run() -> Outcome {
 }
 
 fn clippy() -> Result<bool> {
-    let mut command = cargo::cargo(["clippy", "--quiet", "--workspace", "--exclude", "lb-ebpf"]);
+    let mut command = cargo::cargo(["clippy", "--quiet", "--workspace"]);
+    // One is for the BPF target only, the other builds libFuzzer first.
+    command.args(["--exclude", "lb-ebpf", "--exclude", "lb-fuzz"]);
     success(command.args(["--all-targets", "--", "-Dwarnings"]))
 }
 

@@ -7,6 +7,7 @@ mod build;
 mod cargo;
 mod demo;
 mod fmt;
+mod fuzz;
 mod lint;
 mod setup;
 mod test;
@@ -38,6 +39,8 @@ enum Verb {
     Test(test::Args),
     /// Measure: ns per packet, packets per second beside nftables, time of a change
     Bench(bench::Args),
+    /// Look for input that breaks the packet path, the config, the admin socket or netlink
+    Fuzz(fuzz::Args),
     /// Clippy for host and BPF target, dependency rules, house rules
     Lint,
     /// Format the code
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Lint => lint::run(),
         Verb::Fmt(args) => fmt::run(args),
     };

@@ -55,6 +55,21 @@ pub(crate) fn ensure() -> Result<()> {
     install(&machine, &lacking, false)
 }
 
+/// The same, and the C++ compiler that none but the fuzzers want.
+pub(crate) fn ensure_with_cpp() -> Result<()> {
+    ensure()?;
+    let machine = Machine::probe()?;
+    if machine.program(packages::CPP.name).is_some() {
+        return Ok(());
+    }
+    let lacking = Lacking {
+        programs: vec![&packages::CPP],
+        sources: false,
+        linker: false,
+    };
+    install(&machine, &lacking, false)
+}
+
 /// Whether the machine's compiler has its own sources: clippy can check the BPF target by no other's.
 pub(crate) fn has_own_sources() -> Result<bool> {
     Ok(rust_src::present(&Machine::probe()?))

@@ -17,7 +17,7 @@ mod layout;
 mod link;
 mod lock;
 mod look;
-mod netlink;
+pub(crate) mod netlink;
 mod object;
 mod pins;
 mod tc;

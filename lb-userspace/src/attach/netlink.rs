@@ -16,7 +16,7 @@ use rtnetlink::{
 
 /// An interface, as far as attaching needs to know it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Interface {
+pub(crate) struct Interface {
     pub(super) index: u32,
     pub(super) name: String,
     /// Bytes, without the Ethernet header.
@@ -26,14 +26,14 @@ pub(super) struct Interface {
 
 /// The XDP program of an interface. With one program in each mode the native one is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Xdp {
+pub(crate) struct Xdp {
     pub(super) program: u32,
     pub(super) generic: bool,
 }
 
 /// A BPF filter of `clsact`'s or `ingress`' incoming side.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Filter {
+pub(crate) struct Filter {
     pub(super) priority: u16,
     pub(super) handle: u32,
     /// The name it was given when it was added.
@@ -113,7 +113,7 @@ pub(super) fn remove_clsact(ifindex: u32) -> io::Result<()> {
     request(ask, NLM_F_REQUEST | NLM_F_ACK).map(drop)
 }
 
-fn link(message: RouteNetlinkMessage) -> Option<Interface> {
+pub(crate) fn link(message: RouteNetlinkMessage) -> Option<Interface> {
     let RouteNetlinkMessage::NewLink(message) = message else {
         return None;
     };
@@ -164,7 +164,7 @@ fn xdp(attributes: &[LinkXdp]) -> Option<Xdp> {
     })
 }
 
-fn filter(message: TcMessage) -> Filter {
+pub(crate) fn filter(message: TcMessage) -> Filter {
     let mut filter = Filter {
         // Priority and protocol share the word.
         priority: (message.header.info >> 16) as u16,
@@ -212,23 +212,34 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetl
     socket.send(&bytes, 0)?;
     let mut answer = Vec::new();
     loop {
-        let (bytes, _) = socket.recv_from_full()?;
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(io::Error::other)?;
-            let length = (message.header.length as usize).next_multiple_of(4).max(4);
-            rest = rest.get(length..).unwrap_or_default();
-            match message.payload {
-                NetlinkPayload::InnerMessage(inner) => answer.push(inner),
-                // An acknowledgement is an error with number 0.
-                NetlinkPayload::Error(error) => match error.code {
-                    None => return Ok(answer),
-                    Some(_) => return Err(error.to_io()),
-                },
-                NetlinkPayload::Done(_) => return Ok(answer),
-                _ => {}
-            }
+        let (datagram, _) = socket.recv_from_full()?;
+        if take(&datagram, &mut answer)? {
+            return Ok(answer);
         }
     }
+}
+
+/// Adds what a datagram tells to `answer`; true if that was the last of it.
+///
+/// # Errors
+/// The kernel's refusal, or bytes that are no messages of rtnetlink.
+pub(crate) fn take(datagram: &[u8], answer: &mut Vec<RouteNetlinkMessage>) -> io::Result<bool> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message =
+            NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+        let length = (message.header.length as usize).next_multiple_of(4).max(4);
+        rest = rest.get(length..).unwrap_or_default();
+        match message.payload {
+            NetlinkPayload::InnerMessage(inner) => answer.push(inner),
+            // An acknowledgement is an error with number 0.
+            NetlinkPayload::Error(error) => match error.code {
+                None => return Ok(true),
+                Some(_) => return Err(error.to_io()),
+            },
+            NetlinkPayload::Done(_) => return Ok(true),
+            _ => {}
+        }
+    }
+    Ok(false)
 }

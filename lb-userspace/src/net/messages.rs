@@ -29,7 +29,7 @@ pub enum Sending {
 }
 
 /// What a multicast message changes; None if it is nothing that we keep.
-pub(super) fn update(message: RouteNetlinkMessage, xdp_send: XdpSend) -> Option<Update> {
+pub(crate) fn update(message: RouteNetlinkMessage, xdp_send: XdpSend) -> Option<Update> {
     Some(match message {
         RouteNetlinkMessage::NewLink(message) => {
             let (index, link) = link(message, xdp_send)?;

@@ -5,7 +5,7 @@
 
 mod facts;
 mod interfaces;
-mod messages;
+pub(crate) mod messages;
 pub mod path;
 mod poke;
 mod ports;

@@ -1,5 +1,5 @@
-//! The admin API's paths. Reading ones join state and counters; the few that change something hand a command to the
-//! agent's loop and wait for its answer.
+//! What the admin API answers. Reading requests join state and counters; the few that change something hand a command to
+//! the agent's loop and wait for its answer.
 
 use std::{
     io,
@@ -7,14 +7,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use hyper::{Method, StatusCode};
-use serde::de::DeserializeOwned;
+use hyper::StatusCode;
 use tokio::{sync::oneshot, task, time};
 
 use super::{
+    asked::{Asked, Refusal},
     explain::{Explainer, Unexplained},
     http::{Answer, Call, Handler, json, refusal},
-    join, query,
+    join,
     rates::Rates,
     read::Maps,
     view,
@@ -26,8 +26,6 @@ use crate::{
 
 /// For the agent's loop to do as told; it may be waiting for the kernel.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
-/// Flows in one answer, unless fewer are asked for.
-const FLOW_LIMIT: usize = 100_000;
 
 #[derive(Debug)]
 pub(super) struct Api {
@@ -36,52 +34,29 @@ pub(super) struct Api {
     pub(super) rates: Rates,
 }
 
-/// A request that is not answered as asked.
-type Refusal = (StatusCode, String);
-
 impl Handler for Api {
     async fn answer(&self, call: Call) -> Answer {
-        self.route(&call)
-            .await
-            .unwrap_or_else(|(status, why)| refusal(status, &why))
+        let done = match Asked::read(&call) {
+            Ok(asked) => self.done(asked).await,
+            Err(refused) => Err(refused),
+        };
+        done.unwrap_or_else(|(status, why)| refusal(status, &why))
     }
 }
 
 impl Api {
-    async fn route(&self, call: &Call) -> Result<Answer, Refusal> {
-        match (call.uri.path(), call.method == Method::POST) {
-            ("/v1/state", false) => Ok(json(&*self.state())),
-            ("/v1/status", false) => self.status().await,
-            ("/v1/services", false) => self.services().await,
-            ("/v1/backends", false) => self.backends(call).await,
-            ("/v1/flows", false) => self.flows(call).await,
-            ("/v1/drain", true) => {
-                let view::Drain {
-                    service,
-                    backend,
-                    on,
-                } = body(call)?;
-                self.command(Command::Drain {
-                    service,
-                    backend,
-                    on,
-                })
-                .await
+    async fn done(&self, asked: Asked) -> Result<Answer, Refusal> {
+        match asked {
+            Asked::State => Ok(json(&*self.state())),
+            Asked::Status => self.status().await,
+            Asked::Services => self.services().await,
+            Asked::Backends { service } => self.backends(service).await,
+            Asked::Flows { to, from, limit } => {
+                let maps = Arc::clone(&self.maps);
+                Ok(json(&blocking(move || maps.flows(to, from, limit)).await?))
             }
-            ("/v1/bypass", true) => {
-                let view::Bypass { on } = body(call)?;
-                self.command(Command::Bypass { on }).await
-            }
-            ("/v1/explain", true) => self.explain(body(call)?).await,
-            (
-                "/v1/state" | "/v1/status" | "/v1/services" | "/v1/backends" | "/v1/flows"
-                | "/v1/drain" | "/v1/bypass" | "/v1/explain",
-                _,
-            ) => Err((
-                StatusCode::METHOD_NOT_ALLOWED,
-                format!("{} is not for {}", call.method, call.uri.path()),
-            )),
-            (path, _) => Err((StatusCode::NOT_FOUND, format!("no {path} here"))),
+            Asked::Explain(question) => self.explain(question).await,
+            Asked::Told(command) => self.command(command).await,
         }
     }
 
@@ -114,10 +89,9 @@ impl Api {
         Ok(json(&join::services(&state, &pair)))
     }
 
-    async fn backends(&self, call: &Call) -> Result<Answer, Refusal> {
+    async fn backends(&self, wanted: Option<String>) -> Result<Answer, Refusal> {
         let state = self.state();
         let (_, backends) = join::id_bounds(&state);
-        let wanted = query::value(call.uri.query(), "service");
         let services: Vec<&Service> = match &wanted {
             None => state.services.values().map(AsRef::as_ref).collect(),
             Some(name) => vec![state.services.get(name).map(AsRef::as_ref).ok_or_else(|| {
@@ -131,30 +105,6 @@ impl Api {
             .await
             .map_err(|error| broken(&error))?;
         Ok(json(&join::backends(services, &pair, now())))
-    }
-
-    async fn flows(&self, call: &Call) -> Result<Answer, Refusal> {
-        let end = |name: &str| {
-            match query::value(call.uri.query(), name) {
-            None => Ok(None),
-            Some(text) => view::Endpoint::parse(&text).map(Some).ok_or_else(|| {
-                let why = format!(
-                    "--{name} {text}: not an address, nor an address and port such as 192.0.2.10:443"
-                );
-                (StatusCode::BAD_REQUEST, why)
-            }),
-        }
-        };
-        let (to, from) = (end("to")?, end("from")?);
-        let limit = match query::value(call.uri.query(), "limit") {
-            None => FLOW_LIMIT,
-            Some(text) => text
-                .parse::<usize>()
-                .map_err(|e| (StatusCode::BAD_REQUEST, format!("--limit {text}: {e}")))?
-                .min(FLOW_LIMIT),
-        };
-        let maps = Arc::clone(&self.maps);
-        Ok(json(&blocking(move || maps.flows(to, from, limit)).await?))
     }
 
     async fn explain(&self, question: view::Question) -> Result<Answer, Refusal> {
@@ -209,11 +159,6 @@ impl Api {
             )),
         }
     }
-}
-
-fn body<T: DeserializeOwned>(call: &Call) -> Result<T, Refusal> {
-    serde_json::from_slice(&call.body)
-        .map_err(|error| (StatusCode::BAD_REQUEST, format!("body: {error}")))
 }
 
 /// Reads of many map entries, off the threads that serve.

@@ -34,21 +34,21 @@ const LIFETIME: Duration = Duration::from_mins(5);
 
 /// A request that has arrived whole.
 #[derive(Debug)]
-pub(super) struct Call {
-    pub(super) method: Method,
-    pub(super) uri: Uri,
-    pub(super) body: Bytes,
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) body: Bytes,
 }
 
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(crate) type Answer = Response<Full<Bytes>>;
 
 /// What answers requests.
-pub(super) trait Handler: Send + Sync + 'static {
+pub(crate) trait Handler: Send + Sync + 'static {
     fn answer(&self, call: Call) -> impl Future<Output = Answer> + Send;
 }
 
 /// Where connections come from.
-pub(super) trait Listener: Sync {
+pub(crate) trait Listener: Sync {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     fn connection(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
@@ -71,7 +71,7 @@ impl Listener for TcpListener {
 }
 
 /// Serves until `stop`; answers that are being made are finished.
-pub(super) async fn serve<H: Handler>(
+pub(crate) async fn serve<H: Handler>(
     listener: &impl Listener,
     handler: Arc<H>,
     stop: CancellationToken,
@@ -105,7 +105,8 @@ pub(super) async fn serve<H: Handler>(
     connections.wait().await;
 }
 
-async fn connection<H: Handler>(
+/// Serves one connection until it ends, or until `stop`.
+pub(crate) async fn connection<H: Handler>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     handler: Arc<H>,
     stop: CancellationToken,
@@ -171,7 +172,7 @@ async fn whole(request: Request<Incoming>) -> Result<Call, Answer> {
     })
 }
 
-pub(super) fn json(value: &impl Serialize) -> Answer {
+pub(crate) fn json(value: &impl Serialize) -> Answer {
     match serde_json::to_vec(value) {
         Ok(bytes) => text(StatusCode::OK, "application/json", bytes),
         Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
@@ -179,12 +180,12 @@ pub(super) fn json(value: &impl Serialize) -> Answer {
 }
 
 /// `{"error": why}`.
-pub(super) fn refusal(status: StatusCode, why: &str) -> Answer {
+pub(crate) fn refusal(status: StatusCode, why: &str) -> Answer {
     let body = serde_json::json!({ "error": why }).to_string();
     text(status, "application/json", body)
 }
 
-pub(super) fn text(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn text(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     answer

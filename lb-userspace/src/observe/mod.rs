@@ -2,8 +2,9 @@
 //! the agent's state, the pinned maps, a way to hand it commands. Nothing is read from the maps unless someone asks.
 
 mod api;
+pub(crate) mod asked;
 pub mod explain;
-mod http;
+pub(crate) mod http;
 mod join;
 mod metrics;
 pub mod offline;

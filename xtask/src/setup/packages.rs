@@ -74,6 +74,12 @@ pub(super) const PROGRAMS: &[Program] = &[
     },
 ];
 
+/// Not among [`PROGRAMS`]: asked for by name.
+pub(super) const CPP: Program = Program {
+    name: "c++",
+    debian: "g++",
+};
+
 pub(super) fn lacking(machine: &Machine) -> Vec<&'static Program> {
     PROGRAMS
         .iter()

@@ -158,6 +158,8 @@ fn documentation() -> Result<(bool, Tally)> {
         "--workspace",
         "--exclude",
         "lb-ebpf",
+        "--exclude",
+        "lb-fuzz",
     ])
     .env("RUSTDOCFLAGS", "-Dwarnings")
     .status()

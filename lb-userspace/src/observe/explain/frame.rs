@@ -15,7 +15,7 @@ const LIMIT: usize = 9216;
 pub struct BadQuestion(String);
 
 /// The frame that a question means. `to` is the MAC of the interface it arrives on.
-pub(super) fn of(packet: &view::Packet, to: [u8; 6]) -> Result<Vec<u8>, BadQuestion> {
+pub(crate) fn of(packet: &view::Packet, to: [u8; 6]) -> Result<Vec<u8>, BadQuestion> {
     match packet {
         view::Packet::Frame(hex) => from_hex(hex),
         view::Packet::Ends(ends) => build(ends, to),

@@ -1,7 +1,7 @@
 //! `explain`: the host's build of the very same pipeline, over the live maps. Reads are look-ups in the pinned maps,
 //! made when the pipeline asks; writes stay in memory: no counter, token or entry changes.
 
-mod frame;
+pub(crate) mod frame;
 mod live;
 mod overlay;
 mod route;

@@ -1,0 +1,124 @@
+//! Config files.
+
+use std::sync::LazyLock;
+
+use lb_userspace::{
+    config::Config,
+    dataplane::Fake,
+    desired::{self, Drains},
+    net::{Address, Facts, Hop, Link, Route, Update},
+    reconcile::{Engine, FlushError, Start},
+};
+
+/// A file is refused with places and reasons, or it is good; then the agent can serve it on maps in memory, and another
+/// agent finds nothing to change.
+pub(super) fn run(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let config = match Config::parse(&text, "lb.yaml") {
+        Ok(config) => config,
+        Err(errors) => {
+            assert!(!errors.errors.is_empty(), "refused without a reason");
+            let lines = text.lines().count() as u64 + 1;
+            for error in &errors.errors {
+                assert!(error.at.line <= lines, "{error:?}: there is no such line");
+                assert!(!error.what.is_empty(), "{error:?}");
+            }
+            assert!(errors.to_string().starts_with("lb.yaml:"));
+            return;
+        }
+    };
+    if !desired::check(&config, &FACTS).is_empty() {
+        return;
+    }
+    let Some(maps) = serve(&config, Fake::new(config.limits)) else {
+        return;
+    };
+    let again = serve(&config, maps.clone()).expect("it fitted before");
+    assert!(
+        maps_alike(&maps, &again),
+        "{maps}\n--- after a restart\n{again}"
+    );
+}
+
+/// The maps with the config in them; nothing if it does not fit.
+fn serve(config: &Config, maps: Fake) -> Option<Fake> {
+    let start = Start {
+        config: config.clone(),
+        facts: FACTS.clone(),
+        drains: Drains::default(),
+        // The same on each run.
+        hash_key: Some(config.cluster_key.map_or([1, 2], |key| key.0)),
+        hz: 1000,
+    };
+    let mut engine = Engine::start(start, maps).expect("maps in memory can be read");
+    match engine.flush() {
+        Ok(_) => Some(engine.dataplane_mut().clone()),
+        Err(FlushError::Plan { .. }) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// But for the number of grace periods.
+fn maps_alike(a: &Fake, b: &Fake) -> bool {
+    let graces = a.graces;
+    *a == Fake {
+        graces,
+        ..b.clone()
+    }
+}
+
+/// A host with one interface, on 10.0.0.0/24 and `fd00::/64`.
+static FACTS: LazyLock<Facts> = LazyLock::new(|| {
+    let mut facts = Facts::default();
+    let link = Link {
+        name: "eth0".into(),
+        up: true,
+        mtu: 1500,
+        mac: Some([2, 0, 0, 0, 0, 2]),
+        xdp_send: true,
+        ..Link::default()
+    };
+    facts.apply(Update::Link(2, Some(link)));
+    for (own, default, gateway) in [
+        ("10.0.0.2/24", "0.0.0.0/0", "10.0.0.1"),
+        ("fd00::2/64", "::/0", "fd00::1"),
+    ] {
+        let net: ipnet::IpNet = own.parse().expect("a network");
+        facts.apply(Update::AddAddress(Address {
+            ifindex: 2,
+            net,
+            global: true,
+            preferred: true,
+        }));
+        let everything = default.parse().expect("a network");
+        let gateway = gateway.parse().expect("an address");
+        for (destination, gateway) in [(net.trunc(), None), (everything, Some(gateway))] {
+            facts.apply(Update::AddRoute(Route {
+                destination,
+                metric: 0,
+                tos: 0,
+                hops: vec![Hop {
+                    ifindex: 2,
+                    gateway,
+                }],
+                source: None,
+                mtu: None,
+            }));
+        }
+    }
+    facts
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seed_with_every_field_is_served() {
+        let text = include_str!("../../fuzz/corpus/config/every-field");
+        let config = Config::parse(text, "lb.yaml").unwrap();
+        assert_eq!(desired::check(&config, &FACTS), []);
+        let maps = serve(&config, Fake::new(config.limits)).expect("it fits");
+        assert_eq!(maps.frontends.len(), 8, "{maps}");
+    }
+}
