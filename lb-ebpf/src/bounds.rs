@@ -5,13 +5,41 @@
 use core::{arch::asm, mem::offset_of};
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use lb_common::packet::{Header, MAX_OFFSET};
 
 /// A context with direct access to its frame.
-pub(crate) trait Bounds {
+pub(crate) trait Bounds: Copy {
     /// Address of the frame's first byte.
     fn data(self) -> usize;
     /// Address behind its last (linear) byte.
     fn data_end(self) -> usize;
+
+    /// Start of `size` bytes at `offset`, if the (linear part of the) frame holds them.
+    #[inline(always)]
+    fn at(self, offset: u32, size: usize) -> Option<usize> {
+        // The mask changes nothing: the pipeline stays below. It is the bound that the verifier sees.
+        let start = self.data() + (offset & MAX_OFFSET) as usize;
+        (start + size <= self.data_end()).then_some(start)
+    }
+
+    /// As [`lb_common::packet::Packet::read`].
+    #[inline(always)]
+    fn load<H: Header>(self, offset: u32) -> Option<H> {
+        let start = self.at(offset, size_of::<H>())?;
+        // SAFETY: `size_of::<H>()` bytes lie between `start` and `data_end`, and a `Header` is valid for any bytes.
+        Some(unsafe { (start as *const H).read_unaligned() })
+    }
+
+    /// As [`lb_common::packet::Packet::write`].
+    #[inline(always)]
+    fn store<H: Header>(self, offset: u32, header: &H) -> bool {
+        let Some(start) = self.at(offset, size_of::<H>()) else {
+            return false;
+        };
+        // SAFETY: as for `load`.
+        unsafe { (start as *mut H).write_unaligned(*header) };
+        true
+    }
 }
 
 macro_rules! bounds {

@@ -94,15 +94,6 @@ struct Skb {
     ingress: u32,
 }
 
-impl Skb {
-    /// Start of `size` bytes at `offset`, if the linear part holds them.
-    #[inline(always)]
-    fn at(&self, offset: u32, size: usize) -> Option<usize> {
-        let start = self.skb.data() + (offset & MAX_OFFSET) as usize;
-        (start + size <= self.skb.data_end()).then_some(start)
-    }
-}
-
 impl Packet for Skb {
     #[inline(always)]
     fn length(&self) -> u32 {
@@ -117,19 +108,12 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn read<H: Header>(&self, offset: u32) -> Option<H> {
-        let start = self.at(offset, size_of::<H>())?;
-        // SAFETY: `size_of::<H>()` bytes lie between `start` and `data_end`, and a `Header` is valid for any bytes.
-        Some(unsafe { (start as *const H).read_unaligned() })
+        self.skb.load(offset)
     }
 
     #[inline(always)]
     fn write<H: Header>(&mut self, offset: u32, header: &H) -> bool {
-        let Some(start) = self.at(offset, size_of::<H>()) else {
-            return false;
-        };
-        // SAFETY: as for `read`.
-        unsafe { (start as *mut H).write_unaligned(*header) };
-        true
+        self.skb.store(offset, header)
     }
 
     #[inline(always)]

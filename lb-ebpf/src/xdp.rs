@@ -12,7 +12,7 @@ use aya_log_ebpf::debug;
 use lb_common::{
     bytes::Addr,
     checksum::{self, Delta},
-    packet::{Header, MAX_OFFSET, Packet},
+    packet::{Header, Packet},
     pipeline::{self, Verdict},
 };
 
@@ -71,16 +71,6 @@ struct XdpFrame {
     context: XdpContext,
 }
 
-impl XdpFrame {
-    /// Start of `size` bytes at `offset`, if the frame holds them.
-    #[inline(always)]
-    fn at(&self, offset: u32, size: usize) -> Option<usize> {
-        // The mask changes nothing: the pipeline stays below. It is the bound that the verifier sees.
-        let start = self.context.ctx.data() + (offset & MAX_OFFSET) as usize;
-        (start + size <= self.context.ctx.data_end()).then_some(start)
-    }
-}
-
 impl Packet for XdpFrame {
     #[inline(always)]
     fn length(&self) -> u32 {
@@ -94,19 +84,12 @@ impl Packet for XdpFrame {
 
     #[inline(always)]
     fn read<H: Header>(&self, offset: u32) -> Option<H> {
-        let start = self.at(offset, size_of::<H>())?;
-        // SAFETY: `size_of::<H>()` bytes lie between `start` and `data_end`, and a `Header` is valid for any bytes.
-        Some(unsafe { (start as *const H).read_unaligned() })
+        self.context.ctx.load(offset)
     }
 
     #[inline(always)]
     fn write<H: Header>(&mut self, offset: u32, header: &H) -> bool {
-        let Some(start) = self.at(offset, size_of::<H>()) else {
-            return false;
-        };
-        // SAFETY: as for `read`.
-        unsafe { (start as *mut H).write_unaligned(*header) };
-        true
+        self.context.ctx.store(offset, header)
     }
 
     #[inline(always)]

@@ -31,14 +31,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+const HEADER: [&str; 10] = [
+    "BACKEND", "NODE", "ORD", "WEIGHT", "STATE", "SLOTS", "SHARE", "NEW/s", "PKT/s", "SINCE",
+];
+
 fn draw(backends: &[Backend]) -> String {
-    table(
-        [
-            "BACKEND", "NODE", "ORD", "WEIGHT", "STATE", "SLOTS", "SHARE", "NEW/s", "PKT/s",
-            "SINCE",
-        ],
-        backends.iter().map(row),
-    )
+    table(HEADER, backends.iter().map(row))
 }
 
 fn row(backend: &Backend) -> [String; 10] {
@@ -58,93 +56,29 @@ fn row(backend: &Backend) -> [String; 10] {
 
 fn with_service(backends: &[Backend]) -> String {
     table(
-        [
-            "SERVICE", "BACKEND", "NODE", "ORD", "WEIGHT", "STATE", "SLOTS", "SHARE", "NEW/s",
-            "PKT/s", "SINCE",
-        ],
-        backends.iter().map(|backend| {
-            let [
-                address,
-                node,
-                ordinal,
-                weight,
-                state,
-                slots,
-                share,
-                new,
-                packets,
-                since,
-            ] = row(backend);
-            [
-                backend.service.clone(),
-                address,
-                node,
-                ordinal,
-                weight,
-                state,
-                slots,
-                share,
-                new,
-                packets,
-                since,
-            ]
-        }),
+        ["SERVICE"].into_iter().chain(HEADER),
+        backends.iter().map(service_row),
     )
+}
+
+fn service_row(backend: &Backend) -> impl Iterator<Item = String> {
+    [backend.service.clone()].into_iter().chain(row(backend))
 }
 
 /// With totals and the way there.
 fn draw_wide(backends: &[Backend]) -> String {
+    let more = ["NEW", "PKT", "INTERFACE", "GATEWAY", "NEIGHBOUR"];
     table(
-        [
-            "SERVICE",
-            "BACKEND",
-            "NODE",
-            "ORD",
-            "WEIGHT",
-            "STATE",
-            "SLOTS",
-            "SHARE",
-            "NEW/s",
-            "PKT/s",
-            "SINCE",
-            "NEW",
-            "PKT",
-            "INTERFACE",
-            "GATEWAY",
-            "NEIGHBOUR",
-        ],
+        ["SERVICE"].into_iter().chain(HEADER).chain(more),
         backends.iter().map(|backend| {
-            let [
-                address,
-                node,
-                ordinal,
-                weight,
-                state,
-                slots,
-                share,
-                new,
-                packets,
-                since,
-            ] = row(backend);
             let path = backend.path.as_ref();
-            [
-                backend.service.clone(),
-                address,
-                node,
-                ordinal,
-                weight,
-                state,
-                slots,
-                share,
-                new,
-                packets,
-                since,
+            service_row(backend).chain([
                 backend.new_flows.to_string(),
                 backend.packets.to_string(),
                 or_dash(path.map(|path| &path.interface)),
                 or_dash(path.map(|path| path.gateway)),
                 or_dash(path.and_then(|path| path.neighbour.as_ref())),
-            ]
+            ])
         }),
     )
 }

@@ -22,14 +22,12 @@ pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+const HEADER: [&str; 10] = [
+    "NAME", "FRONTEND", "MODE", "AFFINITY", "READY", "DRAIN", "DOWN", "NEW/s", "PKT/s", "DROP/s",
+];
+
 fn draw(services: &[Service]) -> String {
-    table(
-        [
-            "NAME", "FRONTEND", "MODE", "AFFINITY", "READY", "DRAIN", "DOWN", "NEW/s", "PKT/s",
-            "DROP/s",
-        ],
-        services.iter().map(row),
-    )
+    table(HEADER, services.iter().map(row))
 }
 
 fn row(service: &Service) -> [String; 10] {
@@ -49,46 +47,22 @@ fn row(service: &Service) -> [String; 10] {
 
 /// With totals, and why packets were not simply forwarded.
 fn draw_wide(services: &[Service]) -> String {
+    let more = ["NEW", "PKT", "BYTES", "REPLIES", "REASONS"];
     table(
-        [
-            "NAME", "FRONTEND", "MODE", "AFFINITY", "READY", "DRAIN", "DOWN", "NEW/s", "PKT/s",
-            "DROP/s", "NEW", "PKT", "BYTES", "REPLIES", "REASONS",
-        ],
+        HEADER.into_iter().chain(more),
         services.iter().map(|service| {
-            let [
-                name,
-                frontend,
-                mode,
-                affinity,
-                ready,
-                drain,
-                down,
-                new,
-                packets,
-                dropped,
-            ] = row(service);
             let reasons: Vec<_> = service
                 .reasons
                 .iter()
                 .map(|count| format!("{}={}", count.reason, count.packets))
                 .collect();
-            [
-                name,
-                frontend,
-                mode,
-                affinity,
-                ready,
-                drain,
-                down,
-                new,
-                packets,
-                dropped,
+            row(service).into_iter().chain([
                 service.new_flows.to_string(),
                 service.packets.to_string(),
                 short(service.bytes as f64),
                 service.replies.to_string(),
                 or_dash((!reasons.is_empty()).then(|| reasons.join(","))),
-            ]
+            ])
         }),
     )
 }

@@ -3,9 +3,9 @@
 use comfy_table::{Table, presets};
 
 /// Rows below a header, each line without blanks at its end.
-pub(super) fn table<const N: usize>(
-    header: [&str; N],
-    rows: impl IntoIterator<Item = [String; N]>,
+pub(super) fn table<'a, Row: IntoIterator<Item = String>>(
+    header: impl IntoIterator<Item = &'a str>,
+    rows: impl IntoIterator<Item = Row>,
 ) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);

@@ -17,8 +17,8 @@ use lb_common::{
 };
 
 use super::{
-    ApplyError, Cause, Dataplane, DumpError, OpenError,
-    error::{describe, fix},
+    Cause, Dataplane, DumpError, OpenError,
+    error::fix,
     grace, open,
     per_cpu::PerCpu,
     window::{Fault, Words},
@@ -85,7 +85,24 @@ impl Bpf {
         })
     }
 
-    fn one(&mut self, op: &Op) -> Result<(), Cause> {
+    fn insert_device(&mut self, ifindex: u32) -> Result<(), Cause> {
+        self.devices
+            .insert(ifindex, ifindex, None, 0)
+            .map_err(|error| {
+                let source = match error {
+                    XdpMapError::MapError(error) => open::io_error(error),
+                    error @ XdpMapError::ChainedProgramNotSupported => io::Error::other(error),
+                };
+                Cause::Kernel {
+                    map: "DEVICES",
+                    source,
+                }
+            })
+    }
+}
+
+impl Dataplane for Bpf {
+    fn apply_one(&mut self, op: &Op) -> Result<(), Cause> {
         match op {
             Op::Settings(value) => element(&mut self.settings, 0, value),
             Op::Address { index, word } => {
@@ -139,34 +156,6 @@ impl Bpf {
             Op::RemoveDevice { ifindex } => gone_is_fine("DEVICES", self.devices.remove(*ifindex)),
             Op::Grace => grace::wait().map_err(Cause::Grace),
         }
-    }
-
-    fn insert_device(&mut self, ifindex: u32) -> Result<(), Cause> {
-        self.devices
-            .insert(ifindex, ifindex, None, 0)
-            .map_err(|error| {
-                let source = match error {
-                    XdpMapError::MapError(error) => open::io_error(error),
-                    error @ XdpMapError::ChainedProgramNotSupported => io::Error::other(error),
-                };
-                Cause::Kernel {
-                    map: "DEVICES",
-                    source,
-                }
-            })
-    }
-}
-
-impl Dataplane for Bpf {
-    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
-        for (at, op) in ops.iter().enumerate() {
-            self.one(op).map_err(|cause| ApplyError {
-                at,
-                op: describe(op),
-                cause,
-            })?;
-        }
-        Ok(())
     }
 
     fn dump(&mut self) -> Result<Dump, DumpError> {

@@ -14,10 +14,7 @@ use lb_common::{
     bytes::{Address, Be16, V4, V6},
 };
 
-use super::{
-    ApplyError, Cause, Dataplane, DumpError,
-    error::{describe, fix},
-};
+use super::{Cause, Dataplane, DumpError, error::fix};
 use crate::plan::{
     Dump, DumpedService, Limits, Op,
     limits::{NEXT_HOPS, SOURCES},
@@ -67,7 +64,55 @@ impl Fake {
         }
     }
 
-    fn one(&mut self, op: &Op) -> Result<(), Cause> {
+    fn service(&mut self, index: u32, change: impl FnOnce(&mut Service)) -> Result<(), Cause> {
+        let mut value = self.services.get(&index).copied().unwrap_or_default();
+        change(&mut value);
+        put(
+            &mut self.services,
+            "SERVICES",
+            self.limits.services(),
+            index,
+            value,
+        )
+    }
+
+    fn insert_frontend<A: Address>(
+        &mut self,
+        key: &FrontendKey<A>,
+        map: &'static str,
+        value: Frontend,
+    ) -> Result<(), Cause> {
+        let name = FrontendName::of(key);
+        match self.frontends.get(&name) {
+            Some(found) if *found == value => return Ok(()),
+            Some(_) => return Err(Cause::Exists { map }),
+            None => {}
+        }
+        let same_family = |other: &&FrontendName| other.address.is_ipv4() == name.address.is_ipv4();
+        let used = self.frontends.keys().filter(same_family).count();
+        room(map, used, self.limits.frontend_entries())?;
+        self.frontends.insert(name, value);
+        Ok(())
+    }
+
+    fn insert_source(&mut self, key: SourceName) -> Result<(), Cause> {
+        let of_family = |other: &&SourceName| other.client.is_ipv4() == key.client.is_ipv4();
+        let used = self.sources.iter().filter(of_family).count();
+        let map = if key.client.is_ipv4() {
+            "SOURCES4"
+        } else {
+            "SOURCES6"
+        };
+        if !self.sources.contains(&key) {
+            room(map, used, SOURCES)?;
+        }
+        self.sources.insert(key);
+        Ok(())
+    }
+}
+
+impl Dataplane for Fake {
+    fn apply_one(&mut self, op: &Op) -> Result<(), Cause> {
         let limits = self.limits;
         match op {
             Op::Settings(value) => self.settings = *value,
@@ -170,65 +215,6 @@ impl Fake {
                 self.devices.remove(ifindex);
             }
             Op::Grace => self.graces += 1,
-        }
-        Ok(())
-    }
-
-    fn service(&mut self, index: u32, change: impl FnOnce(&mut Service)) -> Result<(), Cause> {
-        let mut value = self.services.get(&index).copied().unwrap_or_default();
-        change(&mut value);
-        put(
-            &mut self.services,
-            "SERVICES",
-            self.limits.services(),
-            index,
-            value,
-        )
-    }
-
-    fn insert_frontend<A: Address>(
-        &mut self,
-        key: &FrontendKey<A>,
-        map: &'static str,
-        value: Frontend,
-    ) -> Result<(), Cause> {
-        let name = FrontendName::of(key);
-        match self.frontends.get(&name) {
-            Some(found) if *found == value => return Ok(()),
-            Some(_) => return Err(Cause::Exists { map }),
-            None => {}
-        }
-        let same_family = |other: &&FrontendName| other.address.is_ipv4() == name.address.is_ipv4();
-        let used = self.frontends.keys().filter(same_family).count();
-        room(map, used, self.limits.frontend_entries())?;
-        self.frontends.insert(name, value);
-        Ok(())
-    }
-
-    fn insert_source(&mut self, key: SourceName) -> Result<(), Cause> {
-        let of_family = |other: &&SourceName| other.client.is_ipv4() == key.client.is_ipv4();
-        let used = self.sources.iter().filter(of_family).count();
-        let map = if key.client.is_ipv4() {
-            "SOURCES4"
-        } else {
-            "SOURCES6"
-        };
-        if !self.sources.contains(&key) {
-            room(map, used, SOURCES)?;
-        }
-        self.sources.insert(key);
-        Ok(())
-    }
-}
-
-impl Dataplane for Fake {
-    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
-        for (at, op) in ops.iter().enumerate() {
-            self.one(op).map_err(|cause| ApplyError {
-                at,
-                op: describe(op),
-                cause,
-            })?;
         }
         Ok(())
     }

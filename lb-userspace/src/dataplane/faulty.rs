@@ -1,6 +1,6 @@
 //! A dataplane that fails when it is told to, so that the code that retries is tested.
 
-use super::{ApplyError, Cause, Dataplane, DumpError, error::describe};
+use super::{Cause, Dataplane, DumpError};
 use crate::plan::{Dump, Op};
 
 /// Passes ops on to `inner` until one is due to fail.
@@ -23,22 +23,13 @@ impl<D: Dataplane> Faulty<D> {
 }
 
 impl<D: Dataplane> Dataplane for Faulty<D> {
-    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
-        match self.left {
-            Some(left) if left < ops.len() => {
-                self.left = None;
-                self.inner.apply(&ops[..left])?;
-                Err(ApplyError {
-                    at: left,
-                    op: describe(&ops[left]),
-                    cause: Cause::OnPurpose,
-                })
-            }
-            left => {
-                self.left = left.map(|left| left - ops.len());
-                self.inner.apply(ops)
-            }
+    fn apply_one(&mut self, op: &Op) -> Result<(), Cause> {
+        if self.left == Some(0) {
+            self.left = None;
+            return Err(Cause::OnPurpose);
         }
+        self.left = self.left.map(|left| left - 1);
+        self.inner.apply_one(op)
     }
 
     fn dump(&mut self) -> Result<Dump, DumpError> {

@@ -29,20 +29,33 @@ pub use self::{
     usage::{MapUsage, usage},
 };
 
+use self::error::describe;
 use crate::plan::{Dump, Op};
 
 /// Something that ops can be applied to.
 pub trait Dataplane {
+    /// Applies one op.
+    fn apply_one(&mut self, op: &Op) -> Result<(), Cause>;
+
     /// Applies the ops in order; stops at the first that fails, which the error names. What was applied before stays.
-    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError>;
+    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
+        for (at, op) in ops.iter().enumerate() {
+            self.apply_one(op).map_err(|cause| ApplyError {
+                at,
+                op: describe(op),
+                cause,
+            })?;
+        }
+        Ok(())
+    }
 
     /// Reads back what ops have written.
     fn dump(&mut self) -> Result<Dump, DumpError>;
 }
 
 impl<D: Dataplane + ?Sized> Dataplane for Box<D> {
-    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
-        (**self).apply(ops)
+    fn apply_one(&mut self, op: &Op) -> Result<(), Cause> {
+        (**self).apply_one(op)
     }
 
     fn dump(&mut self) -> Result<Dump, DumpError> {

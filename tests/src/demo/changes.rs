@@ -43,22 +43,7 @@ pub(super) fn drain(stage: &Stage, score: &mut Score) -> Result<()> {
     );
 
     println!("\n{CONNECTIONS} new connections per family meanwhile:\n");
-    let mut new = Answers::default();
-    for family in Family::BOTH {
-        new.absorb(clients::http(
-            stage.client(),
-            stage.vip(family, HTTP),
-            CONNECTIONS,
-            4,
-        ));
-    }
-    answers_table(&new);
-    score.connections(&new);
-    println!();
-    score.claim(
-        !new.by_backend.contains_key("b3"),
-        "no new connection went to b3",
-    );
+    none_goes_to(stage, score, "b3");
     let broken = round_trips(&mut held);
     let claim = format!(
         "all {} open connections still work, the {on_b3} to b3 among them",
@@ -121,6 +106,20 @@ pub(super) fn kill(stage: &mut Stage, score: &mut Score) -> Result<()> {
     score.claim(others == 0, &claim);
 
     println!("\n{CONNECTIONS} new connections per family, now that b2 is out:\n");
+    none_goes_to(stage, score, "b2");
+
+    let back = Instant::now();
+    stage.servers[1] = Servers::start(&stage.topology.backends[1], &stage.folder, stage.way)?;
+    wait_everywhere(stage, "ready")?;
+    println!(
+        "\nb2's servers are started again: back in the table after {:.1} s.",
+        back.elapsed().as_secs_f32()
+    );
+    Ok(())
+}
+
+/// Opens new connections and claims that none meets this backend.
+fn none_goes_to(stage: &Stage, score: &mut Score, backend: &str) {
     let mut new = Answers::default();
     for family in Family::BOTH {
         new.absorb(clients::http(
@@ -134,18 +133,9 @@ pub(super) fn kill(stage: &mut Stage, score: &mut Score) -> Result<()> {
     score.connections(&new);
     println!();
     score.claim(
-        !new.by_backend.contains_key("b2"),
-        "no new connection went to b2",
+        !new.by_backend.contains_key(backend),
+        &format!("no new connection went to {backend}"),
     );
-
-    let back = Instant::now();
-    stage.servers[1] = Servers::start(&stage.topology.backends[1], &stage.folder, stage.way)?;
-    wait_everywhere(stage, "ready")?;
-    println!(
-        "\nb2's servers are started again: back in the table after {:.1} s.",
-        back.elapsed().as_secs_f32()
-    );
-    Ok(())
 }
 
 /// Kills the servers of b2; the seconds until no table names them.
