@@ -42,6 +42,17 @@ unsafe impl<const N: usize> Header for [u8; N] {}
 // SAFETY: arrays of integers.
 unsafe impl<const N: usize> Header for [u32; N] {}
 
+/// A network header behind its EtherType (as loaded): written at once, they cost one check of the frame's end.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Typed<H> {
+    pub ether_type: u16,
+    pub header: H,
+}
+
+// SAFETY: packed, and its fields are nothing but their bytes.
+unsafe impl<H: Header> Header for Typed<H> {}
+
 /// One frame, from its Ethernet header on. Offsets count bytes from the first.
 pub trait Packet {
     /// Length of the frame.
@@ -58,8 +69,8 @@ pub trait Packet {
     fn write<H: Header>(&mut self, offset: u32, header: &H) -> bool;
 
     /// Opens `room` (20, 28, 40 or 48) bytes behind a link header of `link` (14, 18 or 22) bytes, which moves to the
-    /// front; in the driver without its MACs, which the caller writes there in any case. `outer_v6` says which header will
-    /// stand there. False if the driver leaves no headroom.
+    /// front; in the driver without its MACs and its last EtherType, which the caller writes there in any case. `outer_v6`
+    /// says which header will stand there. False if the driver leaves no headroom.
     #[must_use]
     fn open(&mut self, link: u32, room: u32, outer_v6: bool) -> bool;
 

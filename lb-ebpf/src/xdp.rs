@@ -94,11 +94,8 @@ impl Packet for XdpFrame {
 
     #[inline(always)]
     fn open(&mut self, link: u32, room: u32, _outer_v6: bool) -> bool {
-        let Some(ether_type) = self.read::<u16>(12) else {
-            return false;
-        };
         let tags = if link > 14 {
-            self.read::<[u32; 2]>(14)
+            self.read::<[u32; 2]>(12)
         } else {
             None
         };
@@ -106,12 +103,10 @@ impl Packet for XdpFrame {
         if unsafe { bpf_xdp_adjust_head(self.context.ctx, -(room as i32)) } != 0 {
             return false;
         }
-        if let Some(tags) = tags
-            && (!self.write(14, &tags[0]) || (link > 18 && !self.write(18, &tags[1])))
-        {
-            return false;
-        }
-        self.write(12, &ether_type)
+        let Some(tags) = tags else {
+            return link == 14;
+        };
+        self.write(12, &tags[0]) && (link == 18 || self.write(16, &tags[1]))
     }
 
     #[inline(always)]

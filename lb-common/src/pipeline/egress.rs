@@ -41,19 +41,15 @@ pub(crate) fn to_backend<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         if path.tables.home() == Home::Xdp && destination & usable != usable {
             return Err(Reason::HandedUp);
         }
-        scratch.exit = Exit {
-            hop: Hop {
-                ifindex: next.ifindex,
-                macs: Macs::from_words(destination, next.source),
-            },
-            // Sixteen bytes that only the stack's neighbour table is asked about.
-            gateway: if path.tables.home() == Home::Tc {
-                next.gateway
-            } else {
-                Addr::UNSPECIFIED
-            },
-            mtu: u32::from(next.mtu()),
+        scratch.exit.hop = Hop {
+            ifindex: next.ifindex,
+            macs: Macs::from_words(destination, next.source),
         };
+        scratch.exit.mtu = u32::from(next.mtu());
+        // Sixteen bytes that only the stack's neighbour table is asked about.
+        if path.tables.home() == Home::Tc {
+            scratch.exit.gateway = next.gateway;
+        }
     } else {
         let (source, to) = (&backend.source, &backend.address);
         let route = if to.is_v4() {

@@ -12,7 +12,7 @@ use crate::{
     abi::{Backend, Reason},
     bytes::{Address as _, Be16, V4, V6},
     checksum::Delta,
-    packet::Packet,
+    packet::{Packet, Typed},
     tables::Tables,
 };
 
@@ -60,7 +60,13 @@ pub(crate) fn ipip<A: Layout, P: Packet, T: Tables>(
             parsed.length + IPV4_LEN as u16,
             inner,
         );
-        packet.write(link, &header) && packet.write(link - 2, &IPV4)
+        packet.write(
+            link - 2,
+            &Typed {
+                ether_type: IPV4,
+                header,
+            },
+        )
     } else {
         // The flow's hash as label spreads the tunnel over paths and queues (RFC 6438).
         let label = (hash >> 44) as u32;
@@ -72,7 +78,13 @@ pub(crate) fn ipip<A: Layout, P: Packet, T: Tables>(
             src_addr: V6::from_addr(&backend.source).to_bytes(),
             dst_addr: V6::from_addr(&backend.address).to_bytes(),
         };
-        packet.write(link, &header) && packet.write(link - 2, &IPV6)
+        packet.write(
+            link - 2,
+            &Typed {
+                ether_type: IPV6,
+                header,
+            },
+        )
     };
     if written {
         Ok(())

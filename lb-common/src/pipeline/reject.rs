@@ -5,13 +5,13 @@ use network_types::ip::Ipv6Hdr;
 
 use super::{
     FamilyScratch, Path, Verdict, encap,
-    parse::{IPV4_LEN, IPV6_LEN, Layout, Parsed, TCP, TCP_LEN, UDP_LEN, tcp_flag},
+    parse::{IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout, Parsed, TCP, TCP_LEN, UDP_LEN, tcp_flag},
 };
 use crate::{
     abi::Reason,
     bytes::{Address, V4, V6},
     checksum::Delta,
-    packet::Packet,
+    packet::{Packet, Typed},
     tables::{Budget, Home, Tables},
 };
 
@@ -86,8 +86,11 @@ fn headers<A: Layout, P: Packet>(
     let written = if A::VERSION == 4 {
         let (source, to) = (V4(tuple.source.word(0)), V4(tuple.destination.word(0)));
         packet.write(
-            link,
-            &encap::outer4(source, to, 0, payload + IPV4_LEN as u16, protocol),
+            link - 2,
+            &Typed {
+                ether_type: IPV4,
+                header: encap::outer4(source, to, 0, payload + IPV4_LEN as u16, protocol),
+            },
         )
     } else {
         let header = Ipv6Hdr {
@@ -98,7 +101,13 @@ fn headers<A: Layout, P: Packet>(
             src_addr: V6::from_addr(&tuple.source.to_addr()).to_bytes(),
             dst_addr: V6::from_addr(&tuple.destination.to_addr()).to_bytes(),
         };
-        packet.write(link, &header)
+        packet.write(
+            link - 2,
+            &Typed {
+                ether_type: IPV6,
+                header,
+            },
+        )
     };
     (written && packet.write(0, parsed.link.macs.swapped().as_header())).then_some(())
 }

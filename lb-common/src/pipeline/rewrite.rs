@@ -16,20 +16,14 @@ pub(crate) fn decrement_ttl<A: Layout, P: Packet>(
     ttl: u8,
 ) -> Result<(), Reason> {
     let written = if A::VERSION == 4 {
-        let Some(mut words) = packet.read::<[u8; 4]>(offset + 8) else {
+        // TTL, protocol and checksum. One less in the first byte is one more in the checksum's, and a carry goes around
+        // (RFC 1624, section 3); a sum that comes out as minus zero is written as zero.
+        let Some(word) = packet.read::<u32>(offset + 8) else {
             return Err(Reason::Malformed);
         };
-        let old = u16::from_ne_bytes([words[0], words[1]]);
-        words[0] = ttl - 1;
-        let new = u16::from_ne_bytes([words[0], words[1]]);
-        let check = u16::from_ne_bytes([words[2], words[3]]);
-        let check = Delta::default()
-            .replace16(old, new)
-            .patch(check)
-            .to_ne_bytes();
-        words[2] = check[0];
-        words[3] = check[1];
-        packet.write(offset + 8, &words)
+        let check = (word >> 16) + 1;
+        let check = check + (check >= 0xffff) as u32;
+        packet.write(offset + 8, &((word & 0xffff) - 1 | check << 16))
     } else {
         packet.write(offset + 7, &[ttl - 1])
     };
