@@ -8,7 +8,10 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use aya_log_ebpf::debug;
+use aya_log_ebpf::{
+    debug,
+    macro_support::{Level, level_enabled},
+};
 use lb_common::{
     bytes::Addr,
     checksum::{self, Delta},
@@ -37,7 +40,7 @@ pub fn millrace_xdp(context: XdpContext) -> u32 {
     let scratch = unsafe { &mut *scratch };
     let mut frame = XdpFrame { context };
     let verdict = pipeline::process(&mut frame, &tables, settings, scratch);
-    if verdict != Verdict::NotOurs {
+    if verdict != Verdict::NotOurs && level_enabled(Level::Debug) {
         log(&frame.context, verdict.pack());
     }
     match verdict {
@@ -52,7 +55,7 @@ pub fn millrace_xdp(context: XdpContext) -> u32 {
     }
 }
 
-/// Tells of a packet that was ours. With `AYA_LOG_LEVEL` at 0, as it is unless asked for, the verifier removes the body.
+/// Tells of a packet that was ours. With `AYA_LOG_LEVEL` at 0, as it is unless asked for, the verifier removes the call.
 /// A function of its own, so that its stack is not added to that of the path.
 #[inline(never)]
 fn log(context: &XdpContext, verdict: u64) -> u32 {

@@ -54,10 +54,10 @@ impl Region {
         self.0 as u32
     }
 
-    /// Log2 of the number of elements; 0 for an empty region, too. Above 31 in a word that no agent wrote.
+    /// Log2 of the number of elements, of a region that is not empty. Above 31 in a word that no agent wrote.
     #[inline(always)]
     pub const fn log2(self) -> u8 {
-        ((self.0 >> 32) as u8).saturating_sub(1)
+        ((self.0 >> 32) as u8).wrapping_sub(1)
     }
 
     #[inline(always)]

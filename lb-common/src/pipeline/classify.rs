@@ -48,7 +48,6 @@ pub(crate) fn family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     let Some(service) = path.tables.service(frontend.service) else {
         return path.end(frontend.id, Reason::Inconsistent).pack();
     };
-    scratch.service = service;
     if service.flags & service_flag::SOURCE_RANGES != 0 {
         let allowed = path.tables.source_allowed(frontend.service, tuple.source);
         path.tables.trace(Step::Source { allowed });
@@ -57,9 +56,10 @@ pub(crate) fn family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         }
     }
     if service.flags & service_flag::FLOWS != 0 {
+        scratch.service = service;
         return FLOWS;
     }
-    select::stateless(packet, path, scratch)
+    select::stateless(packet, path, scratch, &service)
 }
 
 /// A packet that is no whole TCP or UDP packet: counted if it is for a VIP.

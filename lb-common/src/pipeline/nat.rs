@@ -57,7 +57,7 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         }
         forget(path, table, scratch);
     }
-    let (id, hash) = match select::owner_of(path, scratch) {
+    let (id, hash) = match select::owner_of(path, &scratch.parsed, &scratch.service) {
         Ok(selected) => selected,
         Err(reason) => return select::unowned(path, scratch, reason),
     };

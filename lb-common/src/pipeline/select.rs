@@ -1,8 +1,11 @@
 //! Slot, owner, backend; and the modes that keep no state.
 
-use super::{FamilyScratch, Path, Step, Verdict, classify, egress, encap, parse::Layout};
+use super::{
+    FamilyScratch, Path, Step, Verdict, classify, egress, encap,
+    parse::{Layout, Parsed},
+};
 use crate::{
-    abi::{Backend, Mode, NO_OWNER, Reason, Region, owner, service_flag},
+    abi::{Backend, Mode, NO_OWNER, Reason, Region, Service, owner, service_flag},
     hash,
     packet::Packet,
     tables::{FamilyTables, Tables},
@@ -13,9 +16,9 @@ use crate::{
 #[inline(always)]
 pub(crate) fn owner_of<A: Layout, T: Tables>(
     path: &Path<'_, T>,
-    scratch: &FamilyScratch<A>,
+    parsed: &Parsed<A>,
+    service: &Service,
 ) -> Result<(u32, u64), Reason> {
-    let (parsed, service) = (&scratch.parsed, &scratch.service);
     let table = Region(service.table);
     if table.is_empty() {
         return Err(Reason::NoBackend);
@@ -59,8 +62,9 @@ pub(crate) fn stateless<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
+    service: &Service,
 ) -> u64 {
-    let (id, hash) = match owner_of(path, scratch) {
+    let (id, hash) = match owner_of(path, &scratch.parsed, service) {
         Ok(selected) => selected,
         Err(reason) => return unowned(path, scratch, reason),
     };
