@@ -101,3 +101,42 @@ pub(crate) fn translate<A: Layout, P: Packet, T: Tables>(
         Err(Reason::NoHeadroom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{bytes::Be16, sim::Frame};
+
+    /// The checksum of the whole header, its own field left out.
+    fn full(header: &[u8]) -> u16 {
+        header
+            .chunks_exact(2)
+            .enumerate()
+            .filter(|(at, _)| *at != 5)
+            .fold(Delta::default(), |sum, (_, word)| {
+                sum.add(u32::from(u16::from_ne_bytes([word[0], word[1]])))
+            })
+            .checksum()
+    }
+
+    #[test]
+    fn one_hop_less_keeps_every_header_checksum_true() {
+        // The identification runs through all values, so the checksum does, too.
+        for id in 0..=u16::MAX {
+            let mut bytes = [
+                0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 7,
+            ];
+            bytes[4..6].copy_from_slice(&Be16::new(id).to_bytes());
+            let check = full(&bytes).to_ne_bytes();
+            bytes[10..12].copy_from_slice(&check);
+            let mut frame = Frame {
+                bytes: bytes.to_vec(),
+                ingress: 1,
+            };
+            decrement_ttl::<V4, _>(&mut frame, 0, 64).expect("a whole header");
+            assert_eq!(frame.bytes[8], 63);
+            let check = u16::from_ne_bytes([frame.bytes[10], frame.bytes[11]]);
+            assert_eq!(check, full(&frame.bytes), "identification {id}");
+        }
+    }
+}
