@@ -213,6 +213,67 @@ fn a_syn_begins_anew_only_after_both_ends_closed() -> Result<()> {
 }
 
 #[test]
+fn the_port_of_a_closed_flow_rests_while_another_is_free() -> Result<()> {
+    with_both(|both| {
+        let mut settings = both.settings;
+        // Two ports: 61000 and 61001.
+        settings.nat_ports = 0xee49_ee48;
+        both.set(settings)?;
+        let (port, there) = establish(both, V4, 5500)?;
+        both.run(&packet(V4, port, Kind::Fin).frame(both))?;
+        both.run(&answer(&there.frame, Kind::Fin).frame(both))?;
+        let resting = ends(&there.frame).0.port();
+        let mut taken = Vec::new();
+        for port in port + 1..port + 200 {
+            let next = both.run(&packet(V4, port, Kind::Syn).frame(both))?;
+            if next.backend() != there.backend() {
+                continue;
+            }
+            match next.reason() {
+                Some(reason) => {
+                    assert_eq!(reason, Reason::PortsExhausted);
+                    break;
+                }
+                None => taken.push(ends(&next.frame).0.port()),
+            }
+        }
+        // Better a port in TIME-WAIT than none, but only then.
+        assert_eq!(taken, [61_001 - (resting - 61_000), resting]);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_tcp_flow_outlives_its_backend_in_the_configuration() -> Result<()> {
+    with_both(|both| {
+        for (flow, port) in [(V4, 5700), (V6, 5800)] {
+            let (port, there) = establish(both, flow, port)?;
+            let id = there.backend().context("a backend")?;
+            let backend = both.host.backends.get_mut(&id).context("a backend")?;
+            backend.generation += 1;
+            let value = *backend;
+            let op = Op::Backend { id, value };
+            both.place.installation.dataplane()?.apply(&[op])?;
+            let next = both.run(&packet(flow, port, Kind::Ack).frame(both))?;
+            assert_eq!(
+                ends(&next.frame),
+                ends(&there.frame),
+                "the same way as before"
+            );
+            assert_checksums(&next.frame);
+            assert!(
+                !next
+                    .steps
+                    .iter()
+                    .any(|step| matches!(step, Step::Slot { .. })),
+                "not chosen anew"
+            );
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn the_clients_half_is_found_again_when_lost() -> Result<()> {
     with_both(|both| {
         for (flow, port) in [(V4, 6000), (V6, 6500)] {
