@@ -16,7 +16,7 @@ use lb_userspace::{
 };
 
 use crate::{
-    kernel::action,
+    kernel::{LOOPBACK, action, takes_ingress},
     netns::Netns,
     place::Place,
     world::{self, FRONTEND_IDS},
@@ -31,8 +31,11 @@ pub struct Both {
     pub place: Place,
     pub host: World,
     pub settings: Settings,
-    /// MAC and index of the interface that frames come in by, and of the other one.
+    /// MAC and index of the interface that frames come in by, and of the other one. Where the kernel lets frames come
+    /// in by `lo` only, its index stands in for the first one's in all but the kernel's own routes.
     pub uplinks: [([u8; 6], u32); 2],
+    /// Index of the interface that the kernel's routes lead out by: that of the first uplink.
+    routed: u32,
     counters: Counters,
 }
 
@@ -67,18 +70,27 @@ impl Both {
     /// In the namespace of the calling thread, which is `netns`.
     pub fn new(netns: &Netns) -> Result<Self> {
         let place = Place::make(netns)?;
-        let uplinks = [place.interface("eth0")?, place.interface("eth1")?];
-        let ops = world::ops(TICKS_PER_SECOND, uplinks);
+        let mut uplinks = [place.interface("eth0")?, place.interface("eth1")?];
+        let (mac, routed) = uplinks[0];
+        if !takes_ingress() {
+            uplinks[0].1 = LOOPBACK;
+        }
+        let mut ops = world::ops(TICKS_PER_SECOND, uplinks);
+        ops.push(Op::InsertDevice { ifindex: routed });
+        // What names interfaces; the rest is in place.
+        let named = |op: &&Op| matches!(op, Op::NextHop { .. } | Op::InsertDevice { .. });
+        let changed: Vec<Op> = ops.iter().filter(named).cloned().collect();
+        place.installation.dataplane()?.apply(&changed)?;
         let settings = settings_of(&ops)?;
         let mut host = world::simulate(&ops);
-        let (mac, ifindex) = uplinks[0];
-        routes(&mut host, ifindex, mac);
+        routes(&mut host, routed, mac);
         let counters = place.installation.counters()?;
         let mut both = Self {
             place,
             host,
             settings,
             uplinks,
+            routed,
             counters,
         };
         both.set(settings)?;
@@ -113,8 +125,15 @@ impl Both {
             "\n{bytes:02x?}\nhost {verdict:?}\n{:02x?}\nby {steps:?}\nkernel {did}\n{left:02x?}",
             frame.bytes,
         );
+        let back = Verdict::Redirect {
+            ifindex: self.routed,
+        };
         Ok(Outcome {
-            verdict,
+            verdict: if verdict == back {
+                Verdict::Transmit
+            } else {
+                verdict
+            },
             frame: frame.bytes,
             steps,
         })

@@ -14,6 +14,21 @@ use lb_userspace::{attach::object, dataplane::Bpf};
 /// Room in front of an output buffer for what a program puts before a frame.
 const GROWTH: usize = 256;
 
+/// Index of `lo`, in every namespace.
+pub const LOOPBACK: u32 = 1;
+
+/// Whether `BPF_PROG_TEST_RUN` takes the interface that a frame comes in by: since 5.15. Before, all come in by
+/// [`LOOPBACK`].
+pub fn takes_ingress() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|text| text.parse::<u32>().ok());
+    let version = (numbers.next(), numbers.next());
+    version >= (Some(5), Some(15))
+}
+
 /// Loaded programs; the maps are pinned below a folder of this process and go away with it.
 #[derive(Debug)]
 pub struct Kernel {
@@ -111,7 +126,8 @@ pub fn run(program: &mut Xdp, frame: &[u8], ingress: u32) -> Result<(u32, Vec<u8
     let result = program.test_run(TestRunOptions {
         data_in: Some(frame),
         data_out: Some(&mut out),
-        ctx_in: Some(&context),
+        // Without a context the frame comes in by loopback.
+        ctx_in: (ingress != LOOPBACK).then_some(&context),
         attrs: TestRunAttrs::new(),
         ..TestRunOptions::new()
     })?;
@@ -136,7 +152,7 @@ impl Drop for Kernel {
     }
 }
 
-fn data(map: &mut Map) -> Result<&mut MapData> {
+pub(crate) fn data(map: &mut Map) -> Result<&mut MapData> {
     Ok(match map {
         Map::Array(data)
         | Map::DevMapHash(data)

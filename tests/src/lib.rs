@@ -6,6 +6,7 @@ pub mod bench;
 pub mod both;
 pub mod clients;
 pub mod demo;
+pub mod far;
 pub mod frames;
 pub mod hostile;
 pub mod kernel;
@@ -15,6 +16,7 @@ pub mod place;
 pub mod servers;
 pub mod stage;
 pub mod topology;
+pub mod verified;
 pub mod world;
 
 /// Whether namespaces and BPF programs can be made here; says what is missing otherwise.

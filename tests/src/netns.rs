@@ -225,8 +225,15 @@ impl Drop for Folder {
     }
 }
 
+/// How many times longer everything may take here than on the machine that the patience was measured on:
+/// `MILLRACE_SLOWNESS`, which is set where the CPU is an emulated one.
+fn slowness() -> u32 {
+    std::env::var("MILLRACE_SLOWNESS").map_or(1, |text| text.parse().unwrap_or(1))
+}
+
 /// Tries until it works or `patience` is over; the last error is the answer then.
 pub fn until<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let patience = patience * slowness();
     let deadline = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);
     loop {

@@ -18,7 +18,7 @@ use anyhow::Context as _;
 
 use crate::netns::Netns;
 
-const PROG_LOAD: libc::c_long = 5;
+pub(crate) const PROG_LOAD: libc::c_long = 5;
 const LINK_CREATE: libc::c_long = 28;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
@@ -64,7 +64,7 @@ fn create_link(program: &OwnedFd, interface: u32) -> Result<OwnedFd> {
     bpf(LINK_CREATE, &attributes)
 }
 
-fn bpf(command: libc::c_long, attributes: &[u64; 16]) -> Result<OwnedFd> {
+pub(crate) fn bpf(command: libc::c_long, attributes: &[u64; 16]) -> Result<OwnedFd> {
     let size = size_of_val(attributes);
     // SAFETY: the attributes are valid for `size` bytes, and what they point to outlives the call.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size) };

@@ -18,6 +18,7 @@ use crate::{
 
 pub mod decap;
 pub mod echo;
+pub mod tunnels;
 
 /// HTTP on port 80, for modes that keep the port, and on 8080 for those that change it.
 pub const HTTP: u16 = 80;

@@ -218,7 +218,7 @@ pub fn services(way: Way, backends: &[Host]) -> Vec<Service> {
 }
 
 /// Makes a namespace's connection tracking see every packet: it sleeps until a rule asks for it.
-fn watch_connections(netns: &Netns, folder: &Folder) -> Result<()> {
+pub(crate) fn watch_connections(netns: &Netns, folder: &Folder) -> Result<()> {
     let rules = folder.file("watch.nft");
     fs::write(
         &rules,

@@ -83,13 +83,7 @@ pub struct Topology {
 impl Topology {
     /// Two clients, the balancer and `backends` backends (at most 80).
     pub fn build(shape: Shape, backends: usize) -> Result<Self> {
-        let router = Netns::create("router")?;
-        router.sysctl("net.ipv4.ip_forward", "1")?;
-        router.sysctl("net.ipv6.conf.all.forwarding", "1")?;
-        // Redirects would teach the router's neighbours short cuts that no test expects.
-        router.sysctl("net.ipv4.conf.all.send_redirects", "0")?;
-        router.sysctl("net.ipv4.conf.default.send_redirects", "0")?;
-        bridge(&router, "lan", "10.0.0.1", "fd00::1")?;
+        let router = router()?;
 
         let balancer = host(
             "lb",
@@ -106,10 +100,7 @@ impl Topology {
                 &router, "lb1", "lan", &balancer, "eth1", "10.0.0.2", "fd00::2",
             )?;
         }
-        let clients = [
-            client(&router, "c1", [198, 51, 100], 0xa)?,
-            client(&router, "c2", [203, 0, 113], 0xb)?,
-        ];
+        let clients = clients(&router)?;
         let backends = (1..=backends as u16)
             .map(|number| backend(&router, number))
             .collect::<Result<_>>()?;
@@ -118,7 +109,7 @@ impl Topology {
             ports: Vec::new(),
             router,
             balancer,
-            clients: clients.into(),
+            clients,
             backends,
         };
         topology.plug_balancer()?;
@@ -169,21 +160,7 @@ impl Topology {
     /// Makes every backend take packets for the VIPs as its own, without answering ARP for them: what `l2` and `ipip`
     /// ask of a backend.
     pub fn give_vips_to_backends(&self) -> Result<()> {
-        for backend in &self.backends {
-            for scope in ["all", "default", "eth0"] {
-                backend
-                    .netns
-                    .sysctl(&format!("net.ipv4.conf.{scope}.arp_ignore"), "1")?;
-                backend
-                    .netns
-                    .sysctl(&format!("net.ipv4.conf.{scope}.arp_announce"), "2")?;
-            }
-            backend.netns.ip([
-                &*format!("address add {VIP4}/32 dev lo"),
-                &*format!("address add {VIP6}/128 dev lo nodad"),
-            ])?;
-        }
-        Ok(())
+        self.backends.iter().try_for_each(give_vips)
     }
 
     /// Lowers the MTU of the clients' way to the VIPs, which leaves room for a tunnel's outer header.
@@ -193,6 +170,41 @@ impl Topology {
         }
         Ok(())
     }
+}
+
+/// The router, with the backends' network as the bridge `lan`.
+pub(crate) fn router() -> Result<Netns> {
+    let router = Netns::create("router")?;
+    router.sysctl("net.ipv4.ip_forward", "1")?;
+    router.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+    // Redirects would teach the router's neighbours short cuts that no test expects.
+    router.sysctl("net.ipv4.conf.all.send_redirects", "0")?;
+    router.sysctl("net.ipv4.conf.default.send_redirects", "0")?;
+    bridge(&router, "lan", "10.0.0.1", "fd00::1")?;
+    Ok(router)
+}
+
+pub(crate) fn clients(router: &Netns) -> Result<Vec<Host>> {
+    Ok(vec![
+        client(router, "c1", [198, 51, 100], 0xa)?,
+        client(router, "c2", [203, 0, 113], 0xb)?,
+    ])
+}
+
+/// See [`Topology::give_vips_to_backends`].
+pub(crate) fn give_vips(backend: &Host) -> Result<()> {
+    for scope in ["all", "default", "eth0"] {
+        backend
+            .netns
+            .sysctl(&format!("net.ipv4.conf.{scope}.arp_ignore"), "1")?;
+        backend
+            .netns
+            .sysctl(&format!("net.ipv4.conf.{scope}.arp_announce"), "2")?;
+    }
+    backend.netns.ip([
+        &*format!("address add {VIP4}/32 dev lo"),
+        &*format!("address add {VIP6}/128 dev lo nodad"),
+    ])
 }
 
 fn host(name: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Host> {
@@ -227,7 +239,7 @@ fn client(router: &Netns, name: &str, [a, b, c]: [u8; 3], net6: u16) -> Result<H
     Ok(host)
 }
 
-fn backend(router: &Netns, number: u16) -> Result<Host> {
+pub(crate) fn backend(router: &Netns, number: u16) -> Result<Host> {
     let last = 10 + number;
     let v4 = Ipv4Addr::new(10, 0, 0, last as u8);
     // The decimal digits again, so that b1 is 10.0.0.11 and fd00::11.

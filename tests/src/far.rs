@@ -1,0 +1,307 @@
+//! The network of [`crate::topology`] cut in two at the balancer's cable: the balancer in one VM, everything else in
+//! another, a virtio-net NIC on either side (two for a bond).
+//!
+//! Both sides know all addresses, so they need not talk. Each is driven by lines on its standard input: one line when
+//! the other side is ready, the end of input when all is done.
+
+use std::{net::SocketAddr, process::Command, str::FromStr, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    balancer::Balancer,
+    clients,
+    netns::{Folder, Netns, until},
+    servers::{ECHO, HTTP, tunnels},
+    stage::{self, Servers, Way, tracked_connections},
+    topology::{self, Family, Host, Shape},
+};
+
+/// Backends b1 to b4.
+const BACKENDS: u16 = 4;
+
+/// Requests of each kind and family: enough that each backend gets some, for certain.
+const REQUESTS: usize = 200;
+
+/// A NIC comes back some time after its namespace is gone.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const TAG: u16 = 7;
+
+/// How the balancer is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    Plain,
+    /// Its address is on a VLAN device; packets travel tagged.
+    Vlan,
+    /// An active-backup bond of two NICs.
+    Bond,
+}
+
+impl Link {
+    /// The device that the program is attached to.
+    fn uplink(self) -> &'static str {
+        match self {
+            Self::Plain | Self::Vlan => "eth0",
+            Self::Bond => "bond0",
+        }
+    }
+
+    /// The device that has the addresses.
+    fn device(self) -> String {
+        match self {
+            Self::Plain | Self::Bond => self.uplink().to_owned(),
+            Self::Vlan => format!("{}.{TAG}", self.uplink()),
+        }
+    }
+
+    /// Brings the NICs from the VM's own namespace and makes of them what this link is.
+    fn plug(self, netns: &Netns) -> Result<()> {
+        let nics: &[&str] = if self == Self::Bond {
+            &["eth0", "eth1"]
+        } else {
+            &["eth0"]
+        };
+        for nic in nics {
+            let mut command = Command::new("ip");
+            command.args(["link", "set", nic, "netns", netns.name()]);
+            until(PATIENCE, || crate::netns::run(&mut command).map(drop))?;
+        }
+        match self {
+            Self::Plain => netns.ip(["link set eth0 up"]),
+            Self::Vlan => {
+                let device = self.device();
+                netns.ip([
+                    "link set eth0 up",
+                    &*format!("link add link eth0 name {device} type vlan id {TAG}"),
+                    &*format!("link set {device} up"),
+                ])
+            }
+            Self::Bond => netns.ip([
+                "link add bond0 type bond mode active-backup miimon 100",
+                "link set eth0 master bond0",
+                "link set eth1 master bond0",
+                "link set bond0 type bond primary eth0",
+                "link set bond0 up",
+            ]),
+        }
+    }
+}
+
+impl FromStr for Link {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "plain" => Self::Plain,
+            "vlan" => Self::Vlan,
+            "bond" => Self::Bond,
+            _ => bail!("no link {text}: plain, vlan or bond"),
+        })
+    }
+}
+
+/// A mode as the command line has it; `ipip` with the outer header's family.
+pub fn way(text: &str) -> Result<Way> {
+    Ok(match text {
+        "nat" => Way::Nat,
+        "ipip4" => Way::IpipOver(Family::V4),
+        "ipip6" => Way::IpipOver(Family::V6),
+        "l2" => Way::L2,
+        _ => bail!("no way {text}: nat, ipip4, ipip6 or l2"),
+    })
+}
+
+/// The balancer's side, from the start of the agent to the end of standard input.
+pub fn balance(way: Way, link: Link) -> Result<()> {
+    let netns = Netns::create("lb")?;
+    link.plug(&netns)?;
+    let device = link.device();
+    netns.ip([
+        &*format!("address add 10.0.0.2/24 dev {device}"),
+        &*format!("address add fd00::2/64 dev {device} nodad"),
+        "route add default via 10.0.0.1",
+        "route add default via fd00::1",
+    ])?;
+    let mut configuration = stage::configuration(way, Shape::OneArm, &backends_elsewhere(&netns)?);
+    configuration.interfaces = vec![link.uplink().to_owned()];
+    let folder = Folder::create("far")?;
+    stage::watch_connections(&netns, &folder)?;
+    let balancer = Balancer::start(&netns, &configuration)?;
+    runs_natively(&netns, link.uplink())?;
+    say("ready");
+    end_of_input()?;
+    runs_natively(&netns, link.uplink())?;
+    no_vip_is_tracked(&netns)?;
+    drop(balancer);
+    say("done");
+    Ok(())
+}
+
+/// Clients, router and backends; then, when the balancer is ready, their requests.
+pub fn surround(way: Way, link: Link) -> Result<()> {
+    let router = topology::router()?;
+    link.plug(&router)?;
+    router.ip([&*format!("link set {} master lan", link.device())])?;
+    router.ip([
+        "route replace 192.0.2.0/24 via 10.0.0.2",
+        "route replace 2001:db8::/64 via fd00::2",
+    ])?;
+    let clients = topology::clients(&router)?;
+    let folder = Folder::create("far")?;
+    let mut running = Vec::new();
+    for number in 1..=BACKENDS {
+        let host = topology::backend(&router, number)?;
+        if way != Way::Nat {
+            topology::give_vips(&host)?;
+        }
+        if let Way::IpipOver(_) = way {
+            tunnels::open(&host)?;
+        }
+        // No process of ours unpacks anything: that is the tunnel devices' part.
+        let servers = Servers::start(&host, &folder, Way::L2)?;
+        running.push((host, servers));
+    }
+    if let Way::IpipOver(_) = way {
+        for client in &clients {
+            client.netns.ip(["link set eth0 mtu 1400"])?;
+        }
+    }
+    say("ready");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    let requests = Requests {
+        way,
+        client: &clients[0],
+    };
+    requests.all();
+    Ok(())
+}
+
+/// What the clients ask for, as tests with names of their own.
+struct Requests<'a> {
+    way: Way,
+    client: &'a Host,
+}
+
+type Test<'a> = fn(&Requests<'a>, Family) -> Result<()>;
+
+impl Requests<'_> {
+    /// Runs all and prints what libtest would.
+    fn all(&self) {
+        let tests: [(&str, Test<'_>); 4] = [
+            ("every_backend_answers_http", Self::http),
+            ("every_backend_answers_datagrams", Self::datagrams),
+            ("the_client_address_is_what_the_mode_says", Self::address),
+            ("an_unknown_port_is_refused", Self::refusal),
+        ];
+        let (mut passed, mut failed) = (0, 0);
+        for family in Family::BOTH {
+            for (name, test) in tests {
+                let name = format!("{family:?}::{name}").to_lowercase();
+                match test(self, family) {
+                    Ok(()) => {
+                        passed += 1;
+                        say(&format!("test {name} ... ok"));
+                    }
+                    Err(error) => {
+                        failed += 1;
+                        say(&format!("{error:#}"));
+                        say(&format!("test {name} ... FAILED"));
+                    }
+                }
+            }
+        }
+        say(&format!("test result: {passed} passed; {failed} failed"));
+    }
+
+    fn http(&self, family: Family) -> Result<()> {
+        let vip = SocketAddr::new(family.vip(), HTTP);
+        let answers = clients::http(&self.client.netns, vip, REQUESTS, 2);
+        ensure!(
+            answers.answered() == REQUESTS && answers.by_backend.len() == usize::from(BACKENDS),
+            "{answers:?}"
+        );
+        Ok(())
+    }
+
+    fn datagrams(&self, family: Family) -> Result<()> {
+        let vip = SocketAddr::new(family.vip(), ECHO);
+        let answers = clients::udp(&self.client.netns, vip, REQUESTS);
+        ensure!(
+            answers.answered() == REQUESTS && answers.by_backend.len() == usize::from(BACKENDS),
+            "{answers:?}"
+        );
+        Ok(())
+    }
+
+    fn address(&self, family: Family) -> Result<()> {
+        let url = format!("http://{}/", SocketAddr::new(family.vip(), HTTP));
+        let answer = clients::curl(&self.client.netns, &[&url])?;
+        let expected = match (self.way, family) {
+            (Way::Nat, Family::V4) => "10.0.0.2".to_owned(),
+            (Way::Nat, Family::V6) => "fd00::2".to_owned(),
+            _ => self.client.address(family).to_string(),
+        };
+        ensure!(answer.trim().ends_with(&format!(" {expected}")), "{answer}");
+        Ok(())
+    }
+
+    fn refusal(&self, family: Family) -> Result<()> {
+        let nowhere = SocketAddr::new(family.vip(), 4444);
+        let refused = Some(std::io::ErrorKind::ConnectionRefused);
+        let tcp = clients::tcp_refusal(&self.client.netns, nowhere);
+        let udp = clients::udp_refusal(&self.client.netns, nowhere);
+        ensure!(tcp == refused && udp == refused, "{tcp:?}, {udp:?}");
+        Ok(())
+    }
+}
+
+/// Names and addresses of the backends, which are not in this VM.
+fn backends_elsewhere(netns: &Netns) -> Result<Vec<Host>> {
+    (1..=BACKENDS)
+        .map(|number| {
+            let last = 10 + number;
+            Ok(Host {
+                name: format!("b{number}"),
+                netns: netns.clone(),
+                v4: format!("10.0.0.{last}").parse()?,
+                v6: format!("fd00::{last}").parse()?,
+            })
+        })
+        .collect()
+}
+
+/// Asks the kernel, not the agent: `mode` is `XDP_ATTACHED_DRV` (`linux/if_link.h`).
+fn runs_natively(netns: &Netns, device: &str) -> Result<()> {
+    let shown = netns.run(Command::new("ip").args(["-j", "link", "show", "dev", device]))?;
+    let links: serde_json::Value = serde_json::from_str(&shown).context("ip -j link")?;
+    let xdp = &links[0]["xdp"];
+    ensure!(xdp["mode"] == 1, "{device} has no native XDP: {xdp}");
+    let driver = netns.run(Command::new("ethtool").args(["-i", device]))?;
+    let driver = driver.lines().next().unwrap_or_default();
+    say(&format!("{device}: native XDP, {driver}"));
+    Ok(())
+}
+
+/// The proof that packets for VIPs never reach the balancer's own stack.
+fn no_vip_is_tracked(netns: &Netns) -> Result<()> {
+    let tracked = tracked_connections(netns)?;
+    ensure!(!tracked.is_empty(), "nothing is tracked, not even probes");
+    for family in Family::BOTH {
+        let vip = format!("={} ", family.vip());
+        let vips: Vec<_> = tracked.iter().filter(|line| line.contains(&vip)).collect();
+        ensure!(vips.is_empty(), "tracked: {vips:?}");
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "whoever drives this side reads it")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+fn end_of_input() -> Result<()> {
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
+}
