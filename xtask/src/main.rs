@@ -11,6 +11,7 @@ mod fuzz;
 mod lint;
 mod setup;
 mod test;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -37,6 +38,8 @@ enum Verb {
     Demo,
     /// Run every check and test, cheap ones first
     Test(test::Args),
+    /// Run packet cases and traffic on other kernels in virtual machines
+    Vm(vm::Args),
     /// Measure: ns per packet, packets per second beside nftables, time of a change
     Bench(bench::Args),
     /// Look for input that breaks the packet path, the config, the admin socket or netlink
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Verb::Build => build::run(),
         Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),
+        Verb::Vm(args) => vm::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Lint => lint::run(),

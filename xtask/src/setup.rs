@@ -6,6 +6,7 @@
 
 mod apt_sources;
 mod debian;
+mod kernels;
 mod linker;
 mod machine;
 mod packages;
@@ -14,7 +15,9 @@ mod rustc_web;
 
 use crate::Outcome;
 use anyhow::{Result, bail};
+pub(crate) use kernels::{Kernel, kernel, series as kernel_series};
 use machine::Machine;
+use packages::Use;
 use std::{
     io::{IsTerminal as _, Write as _, stdin},
     process::ExitCode,
@@ -32,7 +35,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Outcome {
     let machine = Machine::probe()?;
-    let lacking = Lacking::probe(&machine);
+    let lacking = Lacking::probe(&machine, Use::VirtualMachines);
     if args.check || lacking.is_empty() {
         lacking.report(&machine);
         return Ok(if lacking.is_empty() {
@@ -47,15 +50,24 @@ pub(crate) fn run(args: Args) -> Outcome {
 
 /// What the other verbs call: silent when nothing is lacking.
 pub(crate) fn ensure() -> Result<()> {
+    ensure_for(Use::Namespaces)
+}
+
+/// The same, with what virtual machines need.
+pub(crate) fn ensure_for_vms() -> Result<()> {
+    ensure_for(Use::VirtualMachines)
+}
+
+fn ensure_for(purpose: Use) -> Result<()> {
     let machine = Machine::probe()?;
-    let lacking = Lacking::probe(&machine);
+    let lacking = Lacking::probe(&machine, purpose);
     if lacking.is_empty() {
         return Ok(());
     }
     install(&machine, &lacking, false)
 }
 
-/// The same, and the C++ compiler that none but the fuzzers want.
+/// Like [`ensure`], with the C++ compiler that none but the fuzzers want.
 pub(crate) fn ensure_with_cpp() -> Result<()> {
     ensure()?;
     let machine = Machine::probe()?;
@@ -63,6 +75,7 @@ pub(crate) fn ensure_with_cpp() -> Result<()> {
         return Ok(());
     }
     let lacking = Lacking {
+        purpose: Use::Namespaces,
         programs: vec![&packages::CPP],
         sources: false,
         linker: false,
@@ -76,15 +89,17 @@ pub(crate) fn has_own_sources() -> Result<bool> {
 }
 
 struct Lacking {
+    purpose: Use,
     programs: Vec<&'static packages::Program>,
     sources: bool,
     linker: bool,
 }
 
 impl Lacking {
-    fn probe(machine: &Machine) -> Self {
+    fn probe(machine: &Machine, purpose: Use) -> Self {
         Self {
-            programs: packages::lacking(machine),
+            purpose,
+            programs: packages::lacking(machine, purpose),
             sources: !rust_src::present(machine) && !rustc_web::present(machine),
             linker: !linker::present(machine),
         }
@@ -95,7 +110,7 @@ impl Lacking {
     }
 
     fn report(&self, machine: &Machine) {
-        for program in packages::PROGRAMS {
+        for program in packages::programs(self.purpose) {
             let lacking = self.programs.iter().any(|p| p.name == program.name);
             line(
                 lacking,
@@ -163,7 +178,7 @@ fn install(machine: &Machine, lacking: &Lacking, yes: bool) -> Result<()> {
     if lacking.linker {
         linker::install(machine)?;
     }
-    let left = Lacking::probe(machine);
+    let left = Lacking::probe(machine, lacking.purpose);
     if !left.is_empty() {
         left.report(machine);
         bail!("setup ran through, and the above is lacking still");

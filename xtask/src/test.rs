@@ -4,7 +4,7 @@
 //! output, a table of steps, the skipped and failed tests, and as the last line `N passed, M failed`. A check that is
 //! no test (formatting, clippy, …) shows only when it fails, as one failure.
 
-mod output;
+pub(crate) mod output;
 mod steps;
 mod tolerated;
 

@@ -19,7 +19,43 @@ impl Program {
     }
 }
 
-pub(super) const PROGRAMS: &[Program] = &[
+/// What programs are wanted for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Demo, bench and the tests on this kernel.
+    Namespaces,
+    /// The same, and other kernels.
+    VirtualMachines,
+}
+
+pub(super) fn programs(purpose: Use) -> impl Iterator<Item = &'static Program> {
+    let vms = match purpose {
+        Use::Namespaces => &[],
+        Use::VirtualMachines => VM_PROGRAMS,
+    };
+    PROGRAMS.iter().chain(vms)
+}
+
+const VM_PROGRAMS: &[Program] = &[
+    Program {
+        name: "qemu-system-x86_64",
+        debian: "qemu-system-x86",
+    },
+    Program {
+        name: "busybox",
+        debian: "busybox-static",
+    },
+    Program {
+        name: "strip",
+        debian: "binutils",
+    },
+    Program {
+        name: "xz",
+        debian: "xz-utils",
+    },
+];
+
+const PROGRAMS: &[Program] = &[
     Program {
         name: "bpftool",
         debian: "bpftool",
@@ -80,9 +116,8 @@ pub(super) const CPP: Program = Program {
     debian: "g++",
 };
 
-pub(super) fn lacking(machine: &Machine) -> Vec<&'static Program> {
-    PROGRAMS
-        .iter()
+pub(super) fn lacking(machine: &Machine, purpose: Use) -> Vec<&'static Program> {
+    programs(purpose)
         .filter(|program| machine.program(program.name).is_none())
         .collect()
 }

@@ -5,29 +5,37 @@
 
 /// Sum of one or more test binaries.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     /// Tests that ran and passed; those that skipped themselves are not among them.
-    pub(super) passed: usize,
-    pub(super) failed: usize,
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
     /// One a test, in order of appearance.
-    pub(super) skipped: Vec<Skip>,
-    pub(super) failures: Vec<String>,
+    pub(crate) skipped: Vec<Skip>,
+    pub(crate) failures: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Skip {
-    pub(super) test: String,
-    pub(super) need: String,
+pub(crate) struct Skip {
+    pub(crate) test: String,
+    pub(crate) need: String,
 }
 
 impl Tally {
     /// Whether any test ran.
-    pub(super) fn ran(&self) -> bool {
+    pub(crate) fn ran(&self) -> bool {
         self.passed + self.failed + self.skipped.len() > 0
     }
 
+    /// Adds another's results.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped.extend(other.skipped);
+        self.failures.extend(other.failures);
+    }
+
     /// `N passed, M failed`, and `, K skipped` if any.
-    pub(super) fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let line = format!("{} passed, {} failed", self.passed, self.failed);
         match self.skipped.len() {
             0 => line,
@@ -38,7 +46,7 @@ impl Tally {
 
 /// Reads the output of one cargo command, which may run several test binaries.
 #[derive(Default)]
-pub(super) struct Reader {
+pub(crate) struct Reader {
     tally: Tally,
     /// The test whose captured output the lines belong to.
     test: Option<String>,
@@ -47,7 +55,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn line(&mut self, line: &str) {
+    pub(crate) fn line(&mut self, line: &str) {
         let line = line.trim();
         if let Some(heading) = line
             .strip_prefix("---- ")
@@ -72,7 +80,7 @@ impl Reader {
         }
     }
 
-    pub(super) fn finish(self) -> Tally {
+    pub(crate) fn finish(self) -> Tally {
         self.tally
     }
 

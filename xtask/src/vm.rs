@@ -1,0 +1,166 @@
+//! `cargo xtask vm`: the packet path on other kernels, in virtual machines.
+//!
+//! In: kernel series. Out: a table with one row a kernel, and as the last line `N passed, M failed`. Each kernel boots
+//! from Debian's package with an image of this machine's programs; nothing is installed. Packet cases and the agreement
+//! of kernel and host run inside one VM; traffic runs between two.
+
+mod cpio;
+pub(crate) mod image;
+pub(crate) mod lab;
+pub(crate) mod machine;
+mod modules;
+mod suite;
+mod traffic;
+
+use crate::{Outcome, setup, test::output::Tally};
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use lab::{Lab, Work};
+use machine::{Accelerator, Machine};
+use std::{process::ExitCode, time::Duration};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Kernel series, separated by commas
+    #[arg(long, value_delimiter = ',', default_values = setup::kernel_series())]
+    kernel: Vec<String>,
+    /// Only this part
+    #[arg(long)]
+    part: Option<Part>,
+}
+
+/// What is done on a kernel.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Test binaries inside one VM
+    Tests,
+    /// Traffic between two VMs
+    Traffic,
+}
+
+#[expect(clippy::print_stdout, reason = "the results are what was asked for")]
+pub(crate) fn run(args: &Args) -> Outcome {
+    setup::ensure_for_vms()?;
+    let kernels: Vec<_> = args.kernel.iter().map(String::as_str).collect();
+    let tally = table(&kernels, args.part)?;
+    for failure in &tally.failures {
+        println!("FAILED: {failure}");
+    }
+    println!("{}", tally.line());
+    Ok(if tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Boots each kernel, the last one locked down as well, prints the table and sums up. All parts where `part` is none.
+#[expect(clippy::print_stdout, reason = "the results are what was asked for")]
+pub(crate) fn table(kernels: &[&str], part: Option<Part>) -> Result<Tally> {
+    let work = Work::create()?;
+    let image = suite::image(work.path())?;
+    let mut accelerator = None;
+    let mut rows = Vec::new();
+    for (number, series) in kernels.iter().enumerate() {
+        let kernel = setup::kernel(series)?;
+        let lab = Lab::open(work.path(), &kernel, &image, accelerator)?;
+        accelerator = Some(lab.accelerator);
+        rows.push(Row::of(&lab, part)?);
+        if number + 1 == kernels.len() && part != Some(Part::Traffic) {
+            let lab = lab.with_words("lockdown=confidentiality");
+            rows.push(Row::of(&lab, Some(Part::Tests))?);
+        }
+    }
+    let by = match accelerator {
+        Some(Accelerator::Kvm) => "KVM",
+        _ => "emulation",
+    };
+    println!("\nby {by}");
+    println!(
+        "{:<42} {:>6} {:>12} {:>12}  {:<22} traffic",
+        "kernel", "boot s", "millrace_xdp", "millrace_tc", "tests"
+    );
+    let mut sum = Tally::default();
+    for row in rows {
+        println!("{}", row.line());
+        sum.absorb(row.tests.unwrap_or_default());
+        sum.absorb(row.traffic.unwrap_or_default());
+    }
+    Ok(sum)
+}
+
+/// What a kernel had to say.
+struct Row {
+    kernel: String,
+    /// Seconds.
+    boot: f64,
+    /// Instructions that the verifier looked at, by program.
+    verified: Vec<(String, u32)>,
+    /// Inside one VM.
+    tests: Option<Tally>,
+    /// Between two.
+    traffic: Option<Tally>,
+}
+
+impl Row {
+    fn of(lab: &Lab<'_>, part: Option<Part>) -> Result<Self> {
+        let mut row = Self {
+            kernel: lab.kernel.release.clone(),
+            boot: 0.0,
+            verified: Vec::new(),
+            tests: None,
+            traffic: None,
+        };
+        if part != Some(Part::Traffic) {
+            let mut machine = lab.boot("tests", &[], None)?;
+            row.boot = machine.booted;
+            if !lab.words.is_empty() {
+                row.kernel = format!("{} [{}]", row.kernel, lockdown(&mut machine)?);
+            }
+            eprintln!("vm: {}: up after {:.1} s", row.kernel, row.boot);
+            let results = suite::run(&mut machine)?;
+            row.verified = results.verified;
+            row.tests = Some(results.tally);
+        }
+        if part != Some(Part::Tests) {
+            let (boot, tally) = traffic::run(lab)?;
+            row.boot = row.boot.max(boot);
+            row.traffic = Some(tally);
+        }
+        for tally in [&mut row.tests, &mut row.traffic].into_iter().flatten() {
+            for failure in &mut tally.failures {
+                *failure = format!("{}: {failure}", row.kernel);
+            }
+        }
+        Ok(row)
+    }
+
+    fn line(&self) -> String {
+        let verified = |program: &str| {
+            let found = self.verified.iter().find(|(name, _)| name == program);
+            found.map_or_else(|| "-".to_owned(), |(_, number)| number.to_string())
+        };
+        let line = |tally: &Option<Tally>| {
+            let tally = tally.as_ref();
+            tally.map_or_else(|| "-".to_owned(), Tally::line)
+        };
+        format!(
+            "{:<42} {:>6.1} {:>12} {:>12}  {:<22} {}",
+            self.kernel,
+            self.boot,
+            verified("millrace_xdp"),
+            verified("millrace_tc"),
+            line(&self.tests),
+            line(&self.traffic),
+        )
+    }
+}
+
+/// How far the running kernel is locked down.
+fn lockdown(machine: &mut Machine) -> Result<String> {
+    let modes = machine.run("cat /sys/kernel/security/lockdown", Duration::from_mins(1))?;
+    let on = modes
+        .split_whitespace()
+        .find_map(|mode| mode.strip_prefix('[')?.strip_suffix(']'));
+    Ok(on.context(modes.clone())?.to_owned())
+}

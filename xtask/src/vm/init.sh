@@ -1,0 +1,31 @@
+#!/bin/sh
+# PID 1 of a test VM: mounts, modules, then one job after another from the second serial port.
+# A job is one line, `MARK BASE64-OF-A-SHELL-SCRIPT`; what the script says is followed by a line `MARK STATUS`.
+export PATH=/usr/bin:/bin HOME=/root
+# For our own tests: the program, and that all takes longer here than where its time was measured.
+export MILLRACE_BIN=/usr/bin/millrace MILLRACE_SLOWNESS=10
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/shm
+mount -t bpf bpf /sys/fs/bpf
+mount -t tracefs trace /sys/kernel/tracing
+mount -t securityfs security /sys/kernel/security
+mount -t cgroup2 cgroup /sys/fs/cgroup
+mount -t tmpfs tmp /tmp
+mount -t tmpfs run /run
+while read -r module; do
+    insmod "/modules/$module.ko" || echo "init: no $module"
+done < /modules/order
+ip link set lo up
+
+stty -F /dev/ttyS1 raw -echo
+exec 3<> /dev/ttyS1
+read -r up _ < /proc/uptime
+echo "up $up $(uname -r)" >&3
+while read -r mark job <&3; do
+    echo "$job" | base64 -d > /run/job
+    sh /run/job < /dev/null >&3 2>&1 3>&-
+    printf '\n%s %s\n' "$mark" "$?" >&3
+done
+poweroff -f

@@ -1,0 +1,155 @@
+//! The test binaries of the workspace, inside a VM.
+
+use super::{image::Image, machine::Machine};
+use crate::{
+    cargo,
+    test::output::{Reader, Tally},
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+/// Test files of `tests/tests/` that ask a kernel what it does: its verifier, and the packet path in it. Of the first
+/// one only what begins so: the budget is that of one kernel.
+const FILES: [(&str, &str); 3] = [
+    ("verifier", "the_verifier"),
+    ("agreement", ""),
+    ("packets", ""),
+];
+
+/// Frames of the agreement test: an emulated CPU is some thirty times slower.
+const FRAMES: u32 = 10_000;
+
+/// For one test file. The slowest takes two minutes when both CPUs are busy with something else.
+const PATIENCE: Duration = Duration::from_mins(10);
+
+/// What tests and traffic call besides our own programs.
+const PROGRAMS: [&str; 13] = [
+    "ip",
+    "tc",
+    "ethtool",
+    "bpftool",
+    "nft",
+    "nginx",
+    "iperf3",
+    "dnsmasq",
+    "dig",
+    "conntrack",
+    "ping",
+    "curl",
+    "tcpdump",
+];
+
+/// An image with our programs, the test files and what they call.
+pub(super) fn image(work: &Path) -> Result<Image> {
+    let mut image = Image::new()?;
+    for program in PROGRAMS {
+        image.program(program)?;
+    }
+    let folder = cargo::build_binaries(&cargo::BINARIES, "dev")?;
+    for name in ["millrace", "peer", "far"] {
+        let small = strip(&folder.join(name), work, name)?;
+        image.executable(&format!("/usr/bin/{name}"), &small)?;
+    }
+    for (name, file) in test_binaries()? {
+        let small = strip(&file, work, &name)?;
+        image.executable(&format!("/tests/{name}"), &small)?;
+    }
+    Ok(image)
+}
+
+/// Verified instructions by program, and the tests' results.
+#[derive(Debug, Default)]
+pub(super) struct Results {
+    pub(super) verified: Vec<(String, u32)>,
+    pub(super) tally: Tally,
+}
+
+/// Runs all test files; the failures' output goes to stderr.
+pub(super) fn run(machine: &mut Machine) -> Result<Results> {
+    let mut results = Results::default();
+    for (file, filter) in FILES {
+        let script = format!(
+            "cd /tmp && MILLRACE_QUICK=1 MILLRACE_FRAMES={FRAMES} /tests/{file} {filter} --test-threads=1 --show-output"
+        );
+        let mut reader = Reader::default();
+        let mut said = Vec::new();
+        let status = machine.stream(&script, PATIENCE, |line| {
+            reader.line(line);
+            if line.starts_with("test ") {
+                eprintln!("vm: {line}");
+            }
+            said.push(line.to_owned());
+        })?;
+        results
+            .verified
+            .extend(said.iter().filter_map(|l| verified(l)));
+        let mut tally = reader.finish();
+        if status != 0 {
+            eprintln!("{}", said.join("\n"));
+            if tally.failed == 0 {
+                tally.failed = 1;
+                tally.failures.push(format!("{file}: status {status}"));
+            }
+        }
+        results.tally.absorb(tally);
+    }
+    Ok(results)
+}
+
+/// `verified NAME NUMBER`
+fn verified(line: &str) -> Option<(String, u32)> {
+    let (name, number) = line.strip_prefix("verified ")?.split_once(' ')?;
+    Some((name.to_owned(), number.parse().ok()?))
+}
+
+/// Builds the test files; cargo names their binaries.
+fn test_binaries() -> Result<Vec<(String, PathBuf)>> {
+    let mut command = cargo::cargo(["test", "--no-run", "--message-format=json"]);
+    command.args(["--package", "lb-tests"]);
+    for (file, _) in FILES {
+        command.args(["--test", file]);
+    }
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo test")?;
+    ensure!(
+        output.status.success(),
+        "cargo test: the tests did not build"
+    );
+    let mut found = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else {
+            continue;
+        };
+        let name = message["target"]["name"].as_str().unwrap_or_default();
+        if let Some(file) = message["executable"].as_str()
+            && FILES.iter().any(|(file, _)| *file == name)
+        {
+            found.push((name.to_owned(), file.into()));
+        }
+    }
+    if found.len() != FILES.len() {
+        bail!("cargo test: {} of {} binaries", found.len(), FILES.len());
+    }
+    Ok(found)
+}
+
+/// A copy without what only a debugger reads: a tenth of the size.
+fn strip(file: &Path, work: &Path, name: &str) -> Result<PathBuf> {
+    let to = work.join(name);
+    let status = Command::new("strip")
+        .args(["--strip-debug", "-o"])
+        .args([&to, &file.to_owned()])
+        .status()
+        .context("strip (Debian package binutils)")?;
+    if !status.success() {
+        fs::copy(file, &to).with_context(|| file.display().to_string())?;
+    }
+    Ok(to)
+}
