@@ -123,7 +123,8 @@ pub struct World {
     pub members: HashMap<u32, u64>,
     pub backends: HashMap<u32, Backend>,
     pub next_hops: HashMap<u32, NextHop>,
-    pub now: u32,
+    /// Jiffies.
+    pub now: u64,
     /// Runs as the tc program does, not as the XDP program.
     pub at_tc: bool,
     /// Tokens left, by budget; a rate refills nothing while `now` stands still.
@@ -251,7 +252,7 @@ impl Tables for World {
         self.next_hops.get(&id)
     }
 
-    fn now(&self) -> u32 {
+    fn jiffies(&self) -> u64 {
         self.now
     }
 

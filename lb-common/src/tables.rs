@@ -79,8 +79,13 @@ pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
     fn member(&self, index: u32) -> Option<u64>;
     fn backend(&self, id: u32) -> Option<impl Deref<Target = Backend>>;
     fn next_hop(&self, id: u32) -> Option<impl Deref<Target = NextHop>>;
-    /// Jiffies, low 32 bits.
-    fn now(&self) -> u32;
+    /// Jiffies, all 64 bits.
+    fn jiffies(&self) -> u64;
+    /// Jiffies, low 32 bits: what flows and buckets are stamped with.
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        self.jiffies() as u32
+    }
     /// Told of the gateway that the stack is to resolve before a packet leaves; for the tc home.
     fn resolve(&self, gateway: &Addr);
     /// Takes a token; false if the budget is spent.

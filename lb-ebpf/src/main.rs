@@ -5,7 +5,6 @@
 #![feature(asm_experimental_arch)]
 
 mod bounds;
-mod clock;
 mod maps;
 mod tables;
 mod tc;

@@ -255,9 +255,9 @@ impl<const TC: bool> Tables for KernelTables<TC> {
     }
 
     #[inline(always)]
-    fn now(&self) -> u32 {
+    fn jiffies(&self) -> u64 {
         // SAFETY: takes nothing and gives a number.
-        unsafe { bpf_jiffies64() as u32 }
+        unsafe { bpf_jiffies64() }
     }
 
     #[inline(always)]

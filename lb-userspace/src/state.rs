@@ -16,13 +16,29 @@ pub struct State {
     pub abi: u32,
     pub kernel: String,
     pub started: u64,
+    /// Whether everything passes.
     pub bypass: bool,
+    pub bypass_reason: Option<Bypass>,
+    /// When everything passes unless the trial is confirmed before.
+    pub trial_ends: Option<u64>,
     pub interfaces: Vec<Interface>,
     pub sources: Vec<Source>,
     pub maps: Vec<MapUse>,
     /// By name; shared, so that a change of one service costs little.
     pub services: BTreeMap<String, Arc<Service>>,
     pub apply: Apply,
+}
+
+/// Why everything passes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Bypass {
+    /// `millrace bypass on`.
+    Command,
+    /// The trial of `run --try` ended without `confirm`.
+    Unconfirmed,
+    /// No agent for longer than `withoutAgent.after`.
+    Silent,
 }
 
 /// An interface that the agent is to be on.
@@ -182,6 +198,8 @@ pub enum Command {
     },
     /// Everything passes; the maps stay.
     Bypass { on: bool },
+    /// The trial of `run --try` went well.
+    Confirm,
     /// Reads the config file now.
     Reload,
 }

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    attach::{self, Installation},
+    attach::{self, Clock, Installation},
     cli::{Exit, ExitWith as _, Failure},
     config::{Config, ConfigErrors},
     dataplane::Bpf,
@@ -43,6 +43,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// aya-log's level of the packet path; 0: off.
     pub packet_log: u8,
+    /// How long to go on unless someone confirms; none: for good.
+    pub trial: Option<Duration>,
 }
 
 /// The kernel answers the first dump in milliseconds.
@@ -113,7 +115,7 @@ impl Begun<'_> {
             file,
             text,
             config,
-            mut installation,
+            installation,
             checks,
         } = self;
         let begin = Instant::now();
@@ -123,7 +125,8 @@ impl Begun<'_> {
 
         let (inputs, outputs, requests) = spawn_sources(options, text, checks, &again);
         let mut inputs = inputs;
-        let facts = first_facts(&mut inputs).await?;
+        let mut facts = first_facts(&mut inputs).await?;
+        facts.masquerades = reconcile::masquerades();
         let refusals = desired::check(&config, &facts);
         if !refusals.is_empty() {
             let errors = ConfigErrors {
@@ -140,7 +143,7 @@ impl Begun<'_> {
             Failure::new(exit, error)
         })?;
         let (drain_file, drains) = DrainFile::open(&options.socket.with_extension("drains.json"));
-        let clock = Arc::new(installation.clock()?);
+        let clock = Arc::new(Clock::load().context("the kernel's clock")?);
         let hz = clock.rate().context("measuring the kernel's clock")?;
         let adopted = !installation.is_fresh();
         if let Some(before) = installation.replaces() {
@@ -160,6 +163,15 @@ impl Begun<'_> {
             hz,
         };
         let mut engine = Engine::start(start, dataplane).context("reading the maps")?;
+        if installation.replaces().is_some_and(|before| before.bypass) {
+            engine.set_bypass(true, 0);
+        }
+        let now = || clock.now().context("the kernel's clock");
+        let begun = now()?;
+        if engine.bypass(begun).is_none() {
+            // What is served goes on being served while it is brought up to date; what has expired waits for that.
+            engine.begin(begun, options.trial).context("sign of life")?;
+        }
         let (report, state) = Report::new(About {
             node: rustix::system::uname()
                 .nodename()
@@ -185,6 +197,7 @@ impl Begun<'_> {
             engine,
             uplinks: Uplinks::default(),
             installation,
+            clock: Arc::clone(&clock),
             report,
             drain_file,
             file,
@@ -194,6 +207,17 @@ impl Begun<'_> {
         let expected = Uplinks::expected(reconciler.engine.facts(), &interfaces);
         reconciler.engine.set_attached(expected);
         reconciler.flush(begin).context("filling the maps")?;
+        let begun = now()?;
+        reconciler
+            .engine
+            .begin(begun, options.trial)
+            .context("sign of life")?;
+        reconciler.report.bypass(&reconciler.engine, begun);
+        if let Some(term) = options.trial {
+            tracing::warn!(
+                "on trial: everything passes in {term:?} unless `millrace confirm` is given"
+            );
+        }
         reconciler.uplinks = Uplinks::start(
             &mut reconciler.installation,
             reconciler.engine.facts(),

@@ -9,8 +9,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aya::{
+    TestRunAttrs, TestRunOptions,
+    programs::{SchedClassifier, TestRun as _},
+};
 use lb_userspace::{
-    attach::{Installation, Mode, Options},
+    attach::{Clock, Installation, Mode, Options},
     dataplane::Dataplane as _,
     net::{self, Facts},
     plan::Limits,
@@ -79,7 +83,7 @@ impl Place {
             .enable_all()
             .build()?;
         let facts = runtime.block_on(net::snapshot(|_, _| net::Sending::Always))?;
-        let hz = installation.clock()?.rate()?;
+        let hz = Clock::load()?.rate()?;
         let place = Self {
             installation,
             pins,
@@ -103,6 +107,18 @@ impl Place {
     pub fn inject(&mut self, frame: &[u8], ingress: u32) -> Result<(u32, Vec<u8>)> {
         let program = self.installation.ebpf().program_mut("millrace_xdp");
         kernel::run(program.context("millrace_xdp")?.try_into()?, frame, ingress)
+    }
+
+    /// Runs the tc program on a frame that came in by `lo`: its action.
+    pub fn inject_at_tc(&mut self, frame: &[u8]) -> Result<i32> {
+        let program = self.installation.ebpf().program_mut("millrace_tc");
+        let program: &mut SchedClassifier = program.context("millrace_tc")?.try_into()?;
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            attrs: TestRunAttrs::new(),
+            ..TestRunOptions::new()
+        })?;
+        Ok(result.return_value as i32)
     }
 
     /// What every map holds, as text.

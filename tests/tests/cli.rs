@@ -20,6 +20,7 @@ use lb_tests::{
     world,
 };
 use lb_userspace::{
+    attach::Clock,
     observe::{self, MetricsEnd, Socket, Sources},
     state::{
         Attached, Command as Told, Handle, Interface, MapUse, Refused, Request, Source,
@@ -47,9 +48,9 @@ struct Served {
 impl Served {
     fn start() -> Result<Self> {
         let netns = Netns::create("cli")?;
-        let mut place = netns.enter(|| Place::make(&netns))?;
+        let place = netns.enter(|| Place::make(&netns))?;
         let folder = Folder::create("cli")?;
-        let clock = Arc::new(place.installation.clock()?);
+        let clock = Arc::new(Clock::load()?);
         let maps = place.installation.maps().to_owned();
         let told = Arc::new(Mutex::new(Vec::new()));
         let stop = CancellationToken::new();

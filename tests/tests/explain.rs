@@ -9,6 +9,7 @@ use lb_common::{
 };
 use lb_tests::{frames::Frames, is_root, kernel::action, netns::Netns, place::Place, world};
 use lb_userspace::{
+    attach::Clock,
     dataplane::Counters,
     observe::explain::{Decision, Explainer},
 };
@@ -100,7 +101,7 @@ fn explain_and_inject(netns: &Netns) -> Result<()> {
     sched_setaffinity(None, &cpus)?;
     let mut place = Place::make(netns)?;
     let counters = place.installation.counters()?;
-    let clock = Arc::new(place.installation.clock()?);
+    let clock = Arc::new(Clock::load()?);
     let explainer = Explainer::open(place.installation.maps(), clock, place.facts.clone())?;
     let (mac, ingress) = place.interface("eth0")?;
     let mut frames = Frames::new(0x9e37_79b9_7f4a_7c15, mac);

@@ -363,7 +363,7 @@ impl<D: Dataplane> Play<D> {
                 self.engine.network(vec![route]);
             }
             Step::Bypass(on) => {
-                self.engine.set_bypass(on);
+                self.engine.set_bypass(on, 0);
             }
             Step::Fault(_) | Step::Restart | Step::RestartWith(_) => {}
         }

@@ -22,13 +22,27 @@ pub struct Settings {
     /// New established flows per second and CPU, and the most at once.
     pub flow_rate: u32,
     pub flow_burst: u32,
-    pub padding: [u64; 2],
+    /// Jiffies after which everything passes, all 64 bits: these never come round again, so what has expired stays so
+    /// until an agent writes another term. 0: never.
+    pub expires: u64,
+    /// Jiffies of the agent's last sign of life, for who looks without an agent. The program does not read it.
+    pub heartbeat: u64,
+}
+
+impl Settings {
+    /// Whether everything passes. `now` gives the jiffies, all 64 bits; it is not asked where there is no term.
+    #[inline(always)]
+    pub fn passes_all(&self, now: impl FnOnce() -> u64) -> bool {
+        self.flags & setting_flag::BYPASS != 0 || self.expires != 0 && now() >= self.expires
+    }
 }
 
 /// Bits of [`Settings::flags`].
 pub mod setting_flag {
     /// Everything passes.
     pub const BYPASS: u32 = 1;
+    /// `expires` is the end of a trial that nobody has confirmed.
+    pub const TRIAL: u32 = 2;
 }
 
 /// Element of the per-CPU array `BUCKETS`: a token bucket.
@@ -96,3 +110,22 @@ pub fn filter_bit<A: Address>(address: &A) -> (u32, u64) {
 
 const _: () = assert!(size_of::<Settings>() == 64);
 const _: () = assert!(size_of::<Bucket>() == 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_passes_everything_from_its_end_on() {
+        let mut settings = Settings::default();
+        assert!(!settings.passes_all(|| unreachable!("no term, no look at the clock")));
+        settings.expires = 1 << 32;
+        assert!(!settings.passes_all(|| (1 << 32) - 1));
+        assert!(settings.passes_all(|| 1 << 32));
+        // Where 32 bits would have begun anew.
+        assert!(settings.passes_all(|| 3 << 32));
+        settings.expires = 0;
+        settings.flags = setting_flag::BYPASS;
+        assert!(settings.passes_all(|| 0));
+    }
+}

@@ -22,7 +22,7 @@ pub use scratch::{FamilyScratch, Scratch};
 pub use step::Step;
 
 use crate::{
-    abi::{Frontend, Reason, Settings, setting_flag},
+    abi::{Frontend, Reason, Settings},
     bytes::{V4, V6},
     packet::Packet,
     tables::{FamilyTables, Tables},
@@ -105,7 +105,7 @@ pub fn process<P: Packet, T: Tables>(
     settings: &Settings,
     scratch: &mut Scratch,
 ) -> Verdict {
-    if settings.flags & setting_flag::BYPASS != 0 {
+    if settings.passes_all(|| tables.jiffies()) {
         return Verdict::NotOurs;
     }
     let path = Path { tables, settings };

@@ -8,17 +8,17 @@ use std::{
 };
 
 use aya::{Ebpf, programs::loaded_programs};
-use lb_common::ABI_VERSION;
+use lb_common::{ABI_VERSION, abi::setting_flag};
 
 use super::{
-    AttachError, Attached, Clock, How, Mode, Options, TcChoice, fit,
+    AttachError, Attached, How, Mode, Options, TcChoice, fit,
     layout::{self, Difference, Layout},
     lock::Lock,
-    lock_file, netlink, object,
+    lock_file, netlink, nic, object,
     pins::{Generation, Home, Root},
     run_folder, tc, xdp,
 };
-use crate::dataplane::{Bpf, Counters, Flows, OpenError};
+use crate::dataplane::{Bpf, Counters, Flows, OpenError, settings};
 
 /// Loaded programs and pinned maps. Dropping it leaves everything in the kernel as it is, but for new maps that no
 /// interface got to use: those of a start that was refused.
@@ -46,6 +46,8 @@ pub struct Replaces {
     pub why: String,
     /// Flows of `nat` in it: the new maps do not have them, and most of them break.
     pub flows: u64,
+    /// Everything passes by command: the new maps are to do the same.
+    pub bypass: bool,
 }
 
 impl Installation {
@@ -122,11 +124,6 @@ impl Installation {
         Flows::open(self.maps())
     }
 
-    pub fn clock(&mut self) -> Result<Clock, AttachError> {
-        let clock = object::clock(&mut self.ebpf)?;
-        program_fd(clock.fd()).map(Clock::new)
-    }
-
     /// The loaded object, for reading the packet path's log.
     pub const fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
@@ -139,6 +136,11 @@ impl Installation {
         let found = netlink::interface(interface)
             .map_err(AttachError::system(format!("interface {interface}")))?
             .ok_or_else(|| AttachError::NoInterface(interface.to_owned()))?;
+        if let Err(error) = nic::check(&found, mode) {
+            // It stands aside whole, whatever it had before.
+            self.release(&found.name)?;
+            return Err(error);
+        }
         // tc first: from its first packet on XDP may hand something up.
         let program = object::tc(&mut self.ebpf)?;
         let tc = tc::attach(&self.root, &self.run_folder, &found, self.tc, program)?;
@@ -312,6 +314,7 @@ fn choose(root: &Root, layouts: &[Layout]) -> Result<Choice, AttachError> {
         abi: generation.abi,
         why: why(&generation, &differences),
         flows: flows(&generation),
+        bypass: bypass(&generation),
     });
     Ok(Choice {
         generation: root.generation(ABI_VERSION, next),
@@ -361,6 +364,11 @@ fn flows(generation: &Generation) -> u64 {
         tracing::debug!("flows of {} cannot be read", generation.folder.display());
     }
     count
+}
+
+/// Whether another set of maps lets everything pass, as far as its settings can be read.
+fn bypass(generation: &Generation) -> bool {
+    settings(&generation.folder).is_ok_and(|settings| settings.flags & setting_flag::BYPASS != 0)
 }
 
 /// Names of all loaded programs by id; none without `CAP_SYS_ADMIN`.

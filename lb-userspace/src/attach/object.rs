@@ -14,9 +14,6 @@ pub fn bytes() -> &'static [u8] {
     aya::include_bytes_aligned!(env!("MILLRACE_BPF_OBJECT"))
 }
 
-/// Name of the program that reads the clock.
-const CLOCK: &str = "millrace_clock";
-
 /// Loads all programs. Maps pinned in `folder` are used as they are: they must have been compared before. Maps that are
 /// not there are made and pinned.
 pub(super) fn load(folder: &Path, layouts: &[Layout], log_level: u8) -> Result<Ebpf, AttachError> {
@@ -31,11 +28,9 @@ pub(super) fn load(folder: &Path, layouts: &[Layout], log_level: u8) -> Result<E
     let mut ebpf = loader
         .load(bytes())
         .map_err(|error| failed("object", error))?;
-    for name in [xdp::NAME, CLOCK] {
-        xdp(&mut ebpf, name)?
-            .load()
-            .map_err(|error| failed(name, error))?;
-    }
+    main(&mut ebpf)?
+        .load()
+        .map_err(|error| failed(xdp::NAME, error))?;
     tc(&mut ebpf)?
         .load()
         .map_err(|error| failed(tc::NAME, error))?;
@@ -43,19 +38,11 @@ pub(super) fn load(folder: &Path, layouts: &[Layout], log_level: u8) -> Result<E
 }
 
 pub(super) fn main(ebpf: &mut Ebpf) -> Result<&mut Xdp, AttachError> {
-    xdp(ebpf, xdp::NAME)
-}
-
-pub(super) fn clock(ebpf: &mut Ebpf) -> Result<&mut Xdp, AttachError> {
-    xdp(ebpf, CLOCK)
+    program(ebpf, xdp::NAME)
 }
 
 pub(super) fn tc(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, AttachError> {
     program(ebpf, tc::NAME)
-}
-
-fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, AttachError> {
-    program(ebpf, name)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, AttachError>

@@ -5,7 +5,9 @@ mod bypass;
 mod check;
 mod client;
 mod completions;
+mod confirm;
 mod detach;
+mod doctor;
 mod drain;
 pub mod exit;
 mod explain;
@@ -74,8 +76,12 @@ enum Verb {
     Undrain(drain::Args),
     /// Let everything pass to the kernel's stack, or take over again
     Bypass(bypass::Args),
+    /// Say that the trial of `run --try` went well: it goes on
+    Confirm,
     /// Take our programs off the interfaces, and everything pinned with the last of them
     Detach(detach::Args),
+    /// Say whether this machine is fit, and what would make it so
+    Doctor(doctor::Args),
     /// Say whether a configuration is good, and what it would do; nothing changes
     Check(check::Args),
     /// Say what would become of a packet, and why; nothing changes
@@ -97,7 +103,9 @@ impl Cli {
             Verb::Drain(args) => drain::run(args, true, global),
             Verb::Undrain(args) => drain::run(args, false, global),
             Verb::Bypass(args) => bypass::run(args, global),
+            Verb::Confirm => confirm::run(global),
             Verb::Detach(args) => detach::run(args),
+            Verb::Doctor(args) => doctor::run(args, global),
             Verb::Check(args) => check::run(args, global),
             Verb::Explain(args) => explain::run(args, global),
             Verb::Completions(args) => completions::run(args),

@@ -3,6 +3,7 @@
 use std::{
     io::{self, IsTerminal as _},
     path::PathBuf,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -10,13 +11,20 @@ use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
 use super::{Exit, ExitWith as _, Failure, Global};
-use crate::{attach, supervise};
+use crate::{
+    attach,
+    config::{Invalid, parse_duration},
+    supervise,
+};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     /// Configuration file (YAML); watched, and applied when it changes
     #[arg(long, short, value_name = "FILE")]
     config: PathBuf,
+    /// Let everything pass after this time unless `millrace confirm` is given, with or without an agent: 30s, 2m
+    #[arg(long = "try", value_name = "TIME", value_parser = trial)]
+    trial: Option<Duration>,
     /// Folder on a BPF filesystem for programs, maps and links
     #[arg(long, value_name = "PATH", env = "MILLRACE_PIN_ROOT", default_value = attach::DEFAULT_PIN_ROOT)]
     pin_root: PathBuf,
@@ -58,6 +66,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
         pin_root: args.pin_root.clone(),
         run_folder: args.run_folder.clone(),
         socket: global.socket.clone(),
+        trial: args.trial,
         packet_log: match args.packet_log {
             PacketLog::Off => 0,
             // aya-log counts from error (1).
@@ -65,6 +74,17 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
         },
     })?;
     Ok(Exit::Ok)
+}
+
+/// Long enough to type `millrace confirm`, short enough to wait for.
+fn trial(text: &str) -> Result<Duration, String> {
+    let term = parse_duration(text).map_err(|Invalid { what, fix }| format!("{what}; {fix}"))?;
+    let range = Duration::from_secs(1)..=Duration::from_hours(24);
+    if range.contains(&term) {
+        Ok(term)
+    } else {
+        Err("use 1s to 24h".to_owned())
+    }
 }
 
 /// To standard error. In the text form without colours: it ends up in a journal or a container's log.

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     attach::{self, DEFAULT_PIN_ROOT},
     observe::{offline, view::Status},
-    state::{Attached, SourceState},
+    state::{Attached, Bypass, SourceState},
 };
 
 #[derive(clap::Args, Debug)]
@@ -57,7 +57,7 @@ fn draw(status: &Status, _wide: bool) -> String {
         Some(seconds) => format!("agent up {}", age(seconds)),
         None => "agent down".to_owned(),
     };
-    let bypass = if status.bypass { "on" } else { "off" };
+    let bypass = bypass(status);
     let mut text = format!(
         "{}  v{} abi {}  kernel {}  {agent}  bypass {bypass}\n",
         status.node, status.version, status.abi, status.kernel
@@ -129,6 +129,25 @@ fn draw(status: &Status, _wide: bool) -> String {
     text
 }
 
+fn bypass(status: &Status) -> String {
+    let reason = match status.bypass_reason {
+        Some(Bypass::Command) => None,
+        Some(Bypass::Unconfirmed) => Some("the trial was not confirmed".to_owned()),
+        Some(Bypass::Silent) => Some(match status.silent_seconds {
+            Some(seconds) => format!("the agent is silent for {}", age(seconds)),
+            None => "the agent is silent".to_owned(),
+        }),
+        None => status
+            .trial_seconds
+            .map(|seconds| format!("on trial for {}: `millrace confirm`", age(seconds))),
+    };
+    let switch = if status.bypass { "on" } else { "off" };
+    match reason {
+        Some(reason) => format!("{switch} ({reason})"),
+        None => switch.to_owned(),
+    }
+}
+
 fn attached(attached: &Attached) -> &'static str {
     match attached {
         Attached::Native => "native",
@@ -160,6 +179,9 @@ mod tests {
             kernel: "6.1.0-28".into(),
             up_seconds: Some(273_600),
             bypass: false,
+            bypass_reason: None,
+            trial_seconds: None,
+            silent_seconds: None,
             interfaces: vec![Interface {
                 name: "eth0".into(),
                 driver: "mlx5_core".into(),

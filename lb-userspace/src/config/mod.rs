@@ -16,13 +16,14 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    time::Duration,
 };
 
 pub use error::{ConfigError, ConfigErrors, Invalid, Place};
 pub use service::{
     Algorithm, Backend, Health, MAX_BACKENDS_PER_SERVICE, MAX_SOURCE_RANGES, Service,
 };
-pub use values::{ClusterKey, Frontend, Protocol, ServiceName, Target};
+pub use values::{ClusterKey, Frontend, Protocol, ServiceName, Target, parse_duration};
 
 use reader::{Entry, Faults, Map};
 use service::Placed;
@@ -33,6 +34,9 @@ pub const API_VERSION: &str = "config.millrace.io/v1alpha1";
 /// `kind` of the files that this version reads.
 pub const KIND: &str = "MillraceConfiguration";
 
+/// Terms of `withoutAgent.after`. The agent gives a sign of life each second, and may be busy with the maps for some.
+const WITHOUT_AGENT: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_hours(720);
+
 /// A whole configuration.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -40,6 +44,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// `xdp.mode`. Default: native.
     pub xdp_mode: XdpMode,
+    /// `withoutAgent.after`: how long after the agent's last sign of life everything passes. Default: never.
+    pub without_agent: Option<Duration>,
     pub nat: Nat,
     pub metrics: Metrics,
     pub limits: Limits,
@@ -149,6 +155,7 @@ impl Config {
                 entry.word(&[(value, ())], faults);
             }
         }
+        let without_agent = read_without_agent(&mut map, faults);
         refuse_unbuilt(&mut map, faults);
         let mut places = BTreeMap::new();
         let interfaces = read_interfaces(&mut map, faults);
@@ -181,6 +188,7 @@ impl Config {
         Self {
             interfaces,
             xdp_mode: xdp_mode.unwrap_or_default(),
+            without_agent,
             nat,
             metrics,
             limits,
@@ -193,16 +201,21 @@ impl Config {
     }
 }
 
+/// `never`, or a term within [`WITHOUT_AGENT`].
+fn read_without_agent(map: &mut Map<'_>, faults: &mut Faults) -> Option<Duration> {
+    let mut without = map.take_map("withoutAgent", faults)?;
+    let after = without.take("after").and_then(|after| {
+        let never = after.text(faults)? == "never";
+        (!never)
+            .then(|| after.duration(WITHOUT_AGENT, faults))
+            .flatten()
+    });
+    without.close(faults);
+    after
+}
+
 /// Accepts the values that say "as it is", refuses the others.
 fn refuse_unbuilt(map: &mut Map<'_>, faults: &mut Faults) {
-    if let Some(mut without) = map.take_map("withoutAgent", faults) {
-        if let Some(after) = without.take("after")
-            && after.text(faults).is_some_and(|text| text != "never")
-        {
-            after.fault(faults, "a term is not supported yet", "write never");
-        }
-        without.close(faults);
-    }
     if let Some(mut announce) = map.take_map("announce", faults) {
         if let Some(l2) = announce.take("l2")
             && l2.boolean(faults) == Some(true)

@@ -62,6 +62,26 @@ services:
 }
 
 #[test]
+fn a_term_without_an_agent_is_never_or_long_enough() {
+    for (text, term) in [
+        ("", None),
+        ("withoutAgent: {after: never}", None),
+        ("withoutAgent: {after: 5m}", Some(300)),
+        ("withoutAgent: {after: 10s}", Some(10)),
+    ] {
+        let after = parse(text).unwrap().without_agent;
+        assert_eq!(after.map(|after| after.as_secs()), term, "{text}");
+    }
+    for bad in ["9s", "soon", "0s"] {
+        let told = faults(&format!("withoutAgent: {{after: {bad}}}"));
+        assert!(
+            told.contains("lb.yaml:3:23: withoutAgent.after: "),
+            "{told}"
+        );
+    }
+}
+
+#[test]
 fn a_ten_line_file_takes_defaults() {
     let config = parse(
         "services:\n- name: web\n  frontends: [\"192.0.2.10:80/tcp\"]\n  backends:\n  - address: 10.0.0.11\n",
@@ -114,10 +134,6 @@ fn what_is_not_built_is_refused_not_ignored() {
         (
             "announce: {l2: true}",
             "lb.yaml:3:16: announce.l2: announcing is not supported yet",
-        ),
-        (
-            "withoutAgent: {after: 5m}",
-            "withoutAgent.after: a term is not supported yet; write never",
         ),
         (
             "services: [{name: a, frontends: [\"192.0.2.1:1/sctp\"]}]",
@@ -196,7 +212,7 @@ fn durations_add_up() {
         ("1m30s", 90_000),
         ("1d", 86_400_000),
     ] {
-        assert_eq!(values::parse_duration(text).unwrap().as_millis(), ms);
+        assert_eq!(parse_duration(text).unwrap().as_millis(), ms);
     }
     for text in [
         "",
@@ -208,7 +224,7 @@ fn durations_add_up() {
         "99999999999999999999s",
         "99999999999999999d",
     ] {
-        assert!(values::parse_duration(text).is_err(), "{text}");
+        assert!(parse_duration(text).is_err(), "{text}");
     }
 }
 

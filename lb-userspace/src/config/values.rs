@@ -294,7 +294,7 @@ impl FromStr for ServiceName {
 }
 
 /// `500ms`, `2s`, `1m30s`, `3h`, `1d`.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, Invalid> {
+pub fn parse_duration(text: &str) -> Result<Duration, Invalid> {
     let wrong = || {
         Invalid::new(
             format!("\"{text}\" is not a duration"),

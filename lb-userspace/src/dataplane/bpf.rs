@@ -105,6 +105,11 @@ impl Dataplane for Bpf {
     fn apply_one(&mut self, op: &Op) -> Result<(), Cause> {
         match op {
             Op::Settings(value) => element(&mut self.settings, 0, value),
+            Op::Lease(value) => on(&mut self.settings, |map| {
+                map.store(0, offset_of!(Settings, heartbeat), value.heartbeat)?;
+                map.store(0, offset_of!(Settings, expires), value.expires)?;
+                map.store_half(0, offset_of!(Settings, flags), value.flags)
+            }),
             Op::Address { index, word } => {
                 on(&mut self.addresses, |map| map.store(*index, 0, *word))
             }

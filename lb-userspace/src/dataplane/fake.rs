@@ -116,6 +116,14 @@ impl Dataplane for Fake {
         let limits = self.limits;
         match op {
             Op::Settings(value) => self.settings = *value,
+            Op::Lease(value) => {
+                self.settings = Settings {
+                    flags: value.flags,
+                    expires: value.expires,
+                    heartbeat: value.heartbeat,
+                    ..self.settings
+                }
+            }
             Op::Address { index, word } => {
                 put(
                     &mut self.addresses,

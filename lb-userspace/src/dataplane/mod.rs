@@ -25,7 +25,7 @@ pub use self::{
     fake::Fake,
     faulty::Faulty,
     flows::{FlowRow, FlowState, Flows},
-    open::OpenError,
+    open::{OpenError, settings},
     usage::{MapUsage, usage},
 };
 

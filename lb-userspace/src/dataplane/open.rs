@@ -4,8 +4,9 @@ use std::{io, path::Path};
 
 use aya::{
     Pod,
-    maps::{DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, MapInfo},
+    maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, MapInfo},
 };
+use lb_common::abi::Settings;
 
 /// A map that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,15 @@ pub(super) fn trie<K: Pod>(
 
 pub(super) fn devices(folder: &Path, name: &'static str) -> Result<DevMapHash<MapData>, OpenError> {
     typed(folder, name)
+}
+
+/// What holds for every packet, by the maps pinned in `folder`.
+pub fn settings(folder: &Path) -> Result<Settings, OpenError> {
+    let map: Array<_, Settings> = typed(folder, "SETTINGS")?;
+    map.get(&0, 0).map_err(|source| OpenError::Pin {
+        path: folder.join("SETTINGS").display().to_string(),
+        source,
+    })
 }
 
 fn typed<T: TryFrom<Map, Error = MapError>>(

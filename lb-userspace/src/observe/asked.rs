@@ -64,10 +64,11 @@ impl Asked {
                 let view::Bypass { on } = body(call)?;
                 Self::Told(Command::Bypass { on })
             }
+            ("/v1/confirm", true) => Self::Told(Command::Confirm),
             ("/v1/explain", true) => Self::Explain(body(call)?),
             (
                 "/v1/state" | "/v1/status" | "/v1/services" | "/v1/backends" | "/v1/flows"
-                | "/v1/drain" | "/v1/bypass" | "/v1/explain",
+                | "/v1/drain" | "/v1/bypass" | "/v1/confirm" | "/v1/explain",
                 _,
             ) => {
                 return Err((

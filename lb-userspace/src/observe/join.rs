@@ -34,6 +34,9 @@ pub(super) fn status(state: &State, maps: Vec<view::Map>, pair: &Pair, now: u64)
         kernel: state.kernel.clone(),
         up_seconds: Some(now.saturating_sub(state.started)),
         bypass: state.bypass,
+        bypass_reason: state.bypass_reason,
+        trial_seconds: state.trial_ends.map(|end| end.saturating_sub(now)),
+        silent_seconds: None,
         interfaces: state
             .interfaces
             .iter()

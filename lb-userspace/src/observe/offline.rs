@@ -4,19 +4,20 @@ use std::{collections::HashSet, fs, io, path::Path, thread, time::Duration};
 
 use aya::maps::{HashMap, Map, MapData};
 use lb_common::{
-    abi::{Frontend, FrontendKey, setting_flag},
+    abi::{Frontend, FrontendKey, Settings, setting_flag},
     bytes::{V4, V6},
 };
 
 use super::{
     rates::{LinkCount, link_counts},
-    read, view,
+    view,
 };
 use crate::{
-    attach::{Mode, Seen},
-    dataplane::usage,
+    attach::{Clock, Mode, Seen},
+    dataplane::{self, usage},
+    lease::Lease,
     net,
-    state::Attached,
+    state::{Attached, Bypass},
 };
 
 /// Between the two readings that rates come from.
@@ -24,7 +25,8 @@ const BETWEEN: Duration = Duration::from_millis(500);
 
 /// Takes half a second.
 pub fn status(seen: &Seen) -> io::Result<view::Status> {
-    let settings = read::settings(&seen.maps).map_err(io::Error::other)?;
+    let settings = dataplane::settings(&seen.maps).map_err(io::Error::other)?;
+    let term = Term::read(&settings);
     let vips = vips(&seen.maps)?;
     let read = || fs::read_to_string("/proc/thread-self/net/dev").map(|text| link_counts(&text));
     let before = read()?;
@@ -58,7 +60,10 @@ pub fn status(seen: &Seen) -> io::Result<view::Status> {
         abi: seen.abi,
         kernel: kernel_says("osrelease")?,
         up_seconds: None,
-        bypass: settings.flags & setting_flag::BYPASS != 0,
+        bypass: term.bypass.is_some(),
+        bypass_reason: term.bypass,
+        trial_seconds: term.trial_left.map(|left| left.as_secs()),
+        silent_seconds: term.silence.map(|silence| silence.as_secs()),
         interfaces: interfaces.collect(),
         sources: Vec::new(),
         maps: usage(&seen.maps)?
@@ -70,6 +75,31 @@ pub fn status(seen: &Seen) -> io::Result<view::Status> {
             })
             .collect(),
     })
+}
+
+/// What the settings mean now.
+struct Term {
+    bypass: Option<Bypass>,
+    trial_left: Option<Duration>,
+    silence: Option<Duration>,
+}
+
+impl Term {
+    fn read(settings: &Settings) -> Self {
+        let lease = Lease::adopt(settings, settings.hz);
+        // Without the right to run a program nobody knows the time; what holds in any case is told.
+        let now = Clock::load().and_then(|clock| clock.now()).ok();
+        let command = settings.flags & setting_flag::BYPASS != 0;
+        Self {
+            bypass: if command {
+                Some(Bypass::Command)
+            } else {
+                now.and_then(|now| lease.passes(now))
+            },
+            trial_left: now.and_then(|now| lease.trial_left(now)),
+            silence: now.and_then(|now| lease.silence(now)),
+        }
+    }
 }
 
 fn kernel_says(what: &str) -> io::Result<String> {

@@ -6,13 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use aya::maps::{Array, Map, MapData, MapError};
-use lb_common::abi::Settings;
-
 use super::view;
 use crate::{
     attach::Clock,
-    dataplane::{Counters, FlowRow, FlowState, Flows, OpenError, usage},
+    dataplane::{Counters, FlowRow, FlowState, Flows, OpenError, settings, usage},
     state::{Protocol, State},
 };
 
@@ -86,7 +83,7 @@ impl Maps {
             flows: Vec::new(),
             more: 0,
         };
-        self.flows.each(self.clock.now()?, |row| {
+        self.flows.each(self.clock.now()? as u32, |row| {
             if to.is_some_and(|to| !to.holds(row.frontend))
                 || from.is_some_and(|from| !from.holds(row.client))
             {
@@ -126,17 +123,4 @@ impl Maps {
             idle_seconds: u64::from(u32::try_from(row.idle as i32).unwrap_or(0) / self.hz),
         }
     }
-}
-
-/// What holds for every packet.
-pub(super) fn settings(folder: &Path) -> Result<Settings, OpenError> {
-    let path = folder.join("SETTINGS");
-    MapData::from_pin(&path)
-        .and_then(Map::from_map_data)
-        .and_then(Array::<_, Settings>::try_from)
-        .and_then(|settings| settings.get(&0, 0))
-        .map_err(|source: MapError| OpenError::Pin {
-            path: path.display().to_string(),
-            source,
-        })
 }

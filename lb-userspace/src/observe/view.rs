@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Attached, BackendPath, BackendState, Frontend, Protocol, SourceState};
+use crate::state::{
+    Attached, BackendPath, BackendState, Bypass as Reason, Frontend, Protocol, SourceState,
+};
 
 /// `GET /v1/status`.
 #[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
@@ -17,7 +19,13 @@ pub struct Status {
     pub kernel: String,
     /// Age of the agent; absent when nobody runs and the pins alone were read.
     pub up_seconds: Option<u64>,
+    /// Whether everything passes.
     pub bypass: bool,
+    pub bypass_reason: Option<Reason>,
+    /// Left of a trial that is to be confirmed.
+    pub trial_seconds: Option<u64>,
+    /// Since the agent's last sign of life, as the maps have it; absent when nobody could tell the time.
+    pub silent_seconds: Option<u64>,
     pub interfaces: Vec<Interface>,
     pub sources: Vec<Source>,
     pub maps: Vec<Map>,

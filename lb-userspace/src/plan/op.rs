@@ -9,6 +9,8 @@ use lb_common::{
 #[derive(Clone, PartialEq, Debug)]
 pub enum Op {
     Settings(Settings),
+    /// `flags`, `expires` and `heartbeat` of the settings, and nothing else of them.
+    Lease(Settings),
     /// Word `index` of the address filter.
     Address {
         index: u32,

@@ -11,6 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 mod flush;
+mod lease;
 
 use super::paths::{Moved, Paths};
 use crate::{
@@ -18,7 +19,8 @@ use crate::{
     dataplane::{ApplyError, Dataplane, DumpError},
     desired::{self, Drains},
     health::{self, Assignment, Check, Target, View},
-    net::{Facts, Pokes, Update},
+    lease::Lease,
+    net::{Facts, Masquerade, Pokes, Update},
     plan::{PlanError, Planner},
     state::Refused,
 };
@@ -50,7 +52,9 @@ pub struct Engine<D> {
 struct General {
     hash_key: [u64; 2],
     hz: u32,
+    /// By command.
     bypass: bool,
+    lease: Lease,
     /// Settings and devices are to be planned again.
     dirty: bool,
 }
@@ -124,6 +128,7 @@ impl<D: Dataplane> Engine<D> {
                 hash_key,
                 hz,
                 bypass,
+                lease: Lease::adopt(&dump.settings, hz),
                 dirty: true,
             },
             paths: Paths::default(),
@@ -167,10 +172,6 @@ impl<D: Dataplane> Engine<D> {
 
     pub const fn drains(&self) -> &Drains {
         &self.drains
-    }
-
-    pub const fn bypass(&self) -> bool {
-        self.general.bypass
     }
 
     /// A service of the config.
@@ -218,8 +219,14 @@ impl<D: Dataplane> Engine<D> {
             let concerned = self.paths.network_changed(&self.facts, &mut moved);
             self.dirty.extend(concerned);
             if !self.facts.host_addresses().eq(own) {
-                // Whether a VIP's other ports are ours depends on it.
+                // Whether a VIP's other ports are ours depends on it, and whether it is one at all.
                 self.dirty.extend(self.at.keys().cloned());
+                for frontend in desired::left_to_host(&self.config, &self.facts) {
+                    tracing::warn!(
+                        %frontend,
+                        "its address is one of this host now: left to the host; use another address"
+                    );
+                }
             }
         }
         self.want(moved);
@@ -237,6 +244,11 @@ impl<D: Dataplane> Engine<D> {
         let concerned = self.paths.network_changed(&self.facts, &mut moved);
         self.dirty.extend(concerned);
         self.want(moved);
+    }
+
+    /// Who gives packets another source on this host.
+    pub fn set_masquerades(&mut self, masquerades: Vec<Masquerade>) {
+        self.facts.masquerades = masquerades;
     }
 
     /// Backends went up or down.
@@ -275,14 +287,6 @@ impl<D: Dataplane> Engine<D> {
             self.dirty.insert(name);
         }
         Ok(changed)
-    }
-
-    /// Lets everything pass, or takes over again. True if that is a change.
-    pub fn set_bypass(&mut self, on: bool) -> bool {
-        let changed = self.general.bypass != on;
-        self.general.bypass = on;
-        self.general.dirty |= changed;
-        changed
     }
 
     /// Takes another config, whole or not at all. Gives back what is to be checked from now on.

@@ -11,7 +11,7 @@ mod report;
 mod shown;
 mod uplinks;
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -27,16 +27,17 @@ pub use self::{
     uplinks::Uplinks,
 };
 use crate::{
-    attach::{Installation, Mode},
+    attach::{Clock, Installation, Mode},
     config::{Config, ConfigErrors, XdpMode},
     dataplane::Dataplane,
     health::{Assignment, Change},
-    net::Update,
+    lease::Ended,
+    net::{self, Masquerade, Update},
     state::{Command, Refused, Request},
 };
 
-/// Between two looks at the neighbours.
-const POKE_PERIOD: Duration = Duration::from_secs(1);
+/// Between two signs of life, and two looks at the neighbours.
+const TICK: Duration = Duration::from_secs(1);
 
 /// After a failed flush: doubled from the first to the last.
 const RETRY: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
@@ -63,6 +64,7 @@ pub struct Reconciler<D> {
     pub engine: Engine<D>,
     pub uplinks: Uplinks,
     pub installation: Installation,
+    pub clock: Arc<Clock>,
     pub report: Report,
     pub drain_file: DrainFile,
     /// The config file's name, for messages.
@@ -78,6 +80,14 @@ enum Event {
     Time,
 }
 
+/// Who gives packets another source on this host; nobody where the kernel does not say.
+pub fn masquerades() -> Vec<Masquerade> {
+    net::masquerades().unwrap_or_else(|error| {
+        tracing::warn!(%error, "rules that masquerade cannot be read");
+        Vec::new()
+    })
+}
+
 /// The config's word for it.
 pub const fn mode(config: &Config) -> Mode {
     match config.xdp_mode {
@@ -90,8 +100,8 @@ impl<D: Dataplane> Reconciler<D> {
     /// Runs until `stop`. Nothing is taken out of the kernel then. Blocks its thread while it writes (up to some 10 ms
     /// for a grace period), so it wants one of its own.
     pub async fn run(mut self, mut inputs: Inputs, stop: CancellationToken) {
-        let mut pokes = interval(POKE_PERIOD);
-        pokes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut retry, mut pause) = (None, RETRY[0]);
         loop {
             let wake = [retry, self.uplinks.retry(), self.report.due()];
@@ -101,9 +111,10 @@ impl<D: Dataplane> Reconciler<D> {
                 Some(changes) = inputs.health.recv() => Event::Health(changes),
                 Some(text) = inputs.config.recv() => Event::Config(text),
                 Some(request) = inputs.requests.recv() => Event::Request(request),
-                _ = pokes.tick() => {
+                _ = ticks.tick() => {
                     self.poke();
-                    continue;
+                    self.beat();
+                    Event::Time
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Event::Time,
                 () = stop.cancelled() => return,
@@ -156,6 +167,27 @@ impl<D: Dataplane> Reconciler<D> {
             tracing::debug!(ops, services = services.len(), ?took, "applied");
         }
         Ok(())
+    }
+
+    /// Jiffies; those of the last sign of life where the kernel does not say.
+    fn now(&self) -> u64 {
+        self.clock.now().unwrap_or_else(|error| {
+            tracing::error!(%error, "the kernel's clock");
+            self.engine.heartbeat()
+        })
+    }
+
+    /// Gives a sign of life.
+    fn beat(&mut self) {
+        let now = self.now();
+        if let Err(error) = self.engine.beat(now) {
+            tracing::error!(%error, "no sign of life in the maps");
+        }
+        if self.report.bypass(&self.engine, now) {
+            tracing::warn!(
+                "the trial has ended unconfirmed: everything passes; `millrace bypass off` takes over again"
+            );
+        }
     }
 
     /// Asks the kernel for the neighbours that are due.
@@ -219,11 +251,27 @@ impl<D: Dataplane> Reconciler<D> {
                 Ok(changed)
             }
             Command::Bypass { on } => {
-                let changed = self.engine.set_bypass(*on);
+                let now = self.now();
+                let changed = self.engine.set_bypass(*on, now);
                 if changed {
                     tracing::warn!(on, "bypass");
+                    self.beat();
                 }
                 Ok(changed)
+            }
+            Command::Confirm => {
+                let now = self.now();
+                let confirmed = self.engine.confirm(now).map_err(|Ended(ago)| {
+                    Refused::Failed(format!(
+                        "the trial ended {} s ago and everything passes: `millrace bypass off` takes over again",
+                        ago.as_secs()
+                    ))
+                })?;
+                if confirmed {
+                    tracing::info!("trial confirmed");
+                    self.beat();
+                }
+                Ok(confirmed)
             }
             Command::Reload => {
                 let text = read(std::path::Path::new(&self.file));
@@ -239,6 +287,7 @@ impl<D: Dataplane> Reconciler<D> {
     async fn reload(&mut self, text: Text) -> Result<(), String> {
         let config = Config::parse(&text?, &self.file).map_err(|errors| errors.to_string())?;
         let services = config.services.len();
+        self.engine.set_masquerades(masquerades());
         let assignments = self.engine.reload(config).map_err(|errors| {
             let file = self.file.clone();
             ConfigErrors { file, errors }.to_string()

@@ -13,7 +13,7 @@ use super::{Engine, FlushError, Flushed, Uplinks};
 use crate::{
     config::ServiceName,
     dataplane::Dataplane,
-    state::{BackendState, Source, SourceState, State},
+    state::{BackendState, Bypass, Source, SourceState, State},
 };
 
 const PAUSE: Duration = Duration::from_millis(100);
@@ -157,11 +157,24 @@ impl Report {
             network.since = seconds();
         }
         network.objects = (facts.links.len() + facts.neighbours.len()) as u64;
-        self.state.bypass = engine.bypass();
         self.state.maps = engine.map_use();
         self.sender.send_replace(Arc::new(self.state.clone()));
         self.due = None;
         self.published = Instant::now();
+    }
+
+    /// Whether everything passes, and until when a trial lasts. True if a trial has ended by that.
+    pub fn bypass<D: Dataplane>(&mut self, engine: &Engine<D>, now: u64) -> bool {
+        let reason = engine.bypass(now);
+        let left = engine.trial_left(now);
+        let ended = reason == Some(Bypass::Unconfirmed) && self.state.bypass_reason != reason;
+        if self.state.bypass_reason != reason || self.state.trial_ends.is_some() != left.is_some() {
+            self.state.bypass = reason.is_some();
+            self.state.bypass_reason = reason;
+            self.state.trial_ends = left.map(|left| seconds() + left.as_secs());
+            self.changed();
+        }
+        ended
     }
 
     pub fn publish_if_due<D: Dataplane>(&mut self, engine: &Engine<D>) {

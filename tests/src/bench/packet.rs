@@ -4,12 +4,11 @@ use std::{
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, BorrowedFd},
-    thread,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::NextHop;
+use lb_userspace::attach::Clock;
 use serde_json::json;
 
 use super::{
@@ -129,15 +128,15 @@ pub(super) fn run(json: bool) -> Result<()> {
     machine::pin(0)?;
     machine::go_first()?;
     let mut kernel = Kernel::load("bench", contents::SIZES)?;
-    let clock = Clock::read(&mut kernel)?;
+    let clock = Clock::load()?;
     let next_hop = NextHop {
         destination: NextHop::destination_word(MACS[0], NextHop::RESOLVED | NextHop::XDP_SEND),
         source: NextHop::source_word(MACS[1], 1500),
         ifindex: LOOPBACK,
         ..NextHop::default()
     };
-    contents::fill(&mut kernel, &next_hop, clock.rate)?;
-    contents::establish(&kernel, CLIENT4, 1 << 16, clock.now)?;
+    contents::fill(&mut kernel, &next_hop, clock.rate()?)?;
+    contents::establish(&kernel, CLIENT4, 1 << 16, clock.now()? as u32)?;
     let info = kernel.xdp()?.info()?;
     let verified = info.verified_instruction_count().unwrap_or(0);
     let translated = info.size_translated().unwrap_or(0) / 8;
@@ -217,29 +216,4 @@ fn round(program: BorrowedFd<'_>, frame: &[u8], action: u32) -> Result<f64> {
         "the program returned {returned}, not {action}"
     );
     Ok(time.as_nanos() as f64 / f64::from(PACKETS))
-}
-
-/// The kernel's jiffies.
-pub(super) struct Clock {
-    pub(super) now: u32,
-    /// Per second.
-    pub(super) rate: u32,
-}
-
-impl Clock {
-    pub(super) fn read(kernel: &mut Kernel) -> Result<Self> {
-        let program = kernel.ebpf.program_mut("millrace_clock");
-        let program: &mut aya::programs::Xdp = program.context("millrace_clock")?.try_into()?;
-        program.load()?;
-        let now = || -> Result<u32> { Ok(kernel::run(program.fd()?.as_fd(), &[0; 14], 1)?) };
-        let (start, first) = (Instant::now(), now()?);
-        thread::sleep(Duration::from_millis(200));
-        let (now, time) = (now()?, start.elapsed().as_secs_f64());
-        let measured = f64::from(now.wrapping_sub(first)) / time;
-        let rate = [100, 250, 300, 1000]
-            .into_iter()
-            .min_by_key(|rate| (measured / f64::from(*rate) * 1000.0 - 1000.0).abs() as u64)
-            .context("a rate")?;
-        Ok(Self { now, rate })
-    }
 }

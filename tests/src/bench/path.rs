@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::NextHop;
+use lb_userspace::attach::Clock;
 use serde_json::json;
 
 use super::{
@@ -23,7 +24,6 @@ use super::{
     frames::{self, Kind},
     kernel::{self, Cell},
     machine,
-    packet::Clock,
 };
 use crate::{kernel::Kernel, netns::Netns};
 
@@ -168,7 +168,7 @@ impl Stage {
         let device = index(&last, "s0")?;
         let sink = last.enter(|| kernel::attach(sink.as_fd(), device))?;
         let mut kernel = Kernel::load("bench-path", contents::SIZES)?;
-        let clock = Clock::read(&mut kernel)?;
+        let clock = Clock::load()?;
         let downlink = index(&balancer, "l1")?;
         let next_hop = NextHop {
             destination: NextHop::destination_word(SINK, NextHop::RESOLVED | NextHop::XDP_SEND),
@@ -176,8 +176,8 @@ impl Stage {
             ifindex: downlink,
             ..NextHop::default()
         };
-        contents::fill(&mut kernel, &next_hop, clock.rate)?;
-        contents::establish(&kernel, CLIENT, FLOWS, clock.now)?;
+        contents::fill(&mut kernel, &next_hop, clock.rate()?)?;
+        contents::establish(&kernel, CLIENT, FLOWS, clock.now()? as u32)?;
         // Devices are looked up in the namespace of whoever enters them.
         let folder = kernel.folder.clone();
         balancer.enter(|| contents::allow(&folder, downlink))?;

@@ -83,7 +83,7 @@ fn play(bytes: &[u8]) -> Path {
                     path.take(&answer);
                 }
             }
-            11 => path.world.now = path.world.now.wrapping_add(input.u32()),
+            11 => path.world.now = path.world.now.wrapping_add(input.u32().into()),
             kind => path.garble(kind, &mut input),
         }
     }

@@ -3,10 +3,12 @@
 use anyhow::Result;
 use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, SlicedPacket, TransportSlice};
 use lb_common::{
-    abi::{Reason, setting_flag},
+    abi::{Reason, Settings, setting_flag},
     pipeline::Verdict,
+    tables::Tables as _,
 };
 use lb_tests::both::Both;
+use lb_userspace::attach::Clock;
 
 use super::{Kind, Packet, assert_checksums, with_both};
 
@@ -359,6 +361,52 @@ fn bypass_passes_everything() -> Result<()> {
                 both.run(&unknown(ends, Kind::Syn).frame(both))?.verdict,
                 Verdict::NotOurs
             );
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_has_expired_passes_everything_in_both_homes() -> Result<()> {
+    with_both(|both| {
+        let now = Clock::load()?.now()?;
+        both.host.now = now;
+        for (expires, passes) in [
+            (0, false),
+            (now, true),
+            (1, true),
+            (now + (1 << 24), false),
+            // As far away as 32 bits reach: what is over does not come alive again.
+            (now.saturating_sub(1 << 32).max(1), true),
+            (now + (1 << 32), false),
+            (u64::MAX, false),
+        ] {
+            both.set(Settings {
+                expires,
+                ..both.settings
+            })?;
+            for ends in ENDS {
+                let verdict = both.run(&known(ends, 1024).frame(both))?.verdict;
+                assert_eq!(verdict == Verdict::NotOurs, passes, "{expires}, now {now}");
+            }
+            let denied = Packet::new(("203.0.113.9", 1024), ("192.0.2.13", 80), Kind::Syn);
+            let denied = denied.frame(both);
+            let expected = if passes {
+                Verdict::NotOurs
+            } else {
+                Verdict::Drop(Reason::SourceDenied)
+            };
+            assert_eq!(both.run(&denied)?.verdict, expected);
+            // TC_ACT_SHOT, TC_ACT_UNSPEC.
+            let action = if passes { -1 } else { 2 };
+            assert_eq!(
+                both.place.inject_at_tc(&denied)?,
+                action,
+                "{expires}, now {now}"
+            );
+            if !passes {
+                both.host.count_reason(11, Reason::SourceDenied);
+            }
         }
         Ok(())
     })

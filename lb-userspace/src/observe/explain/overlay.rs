@@ -32,7 +32,8 @@ pub(super) struct Overlay<'a> {
     settings: Settings,
     home: Cell<Home>,
     ingress: u32,
-    now: u32,
+    /// Jiffies.
+    now: u64,
     cpu: usize,
     flows4: Written<V4>,
     flows6: Written<V6>,
@@ -49,7 +50,7 @@ impl<'a> Overlay<'a> {
         routing: &'a Routing,
         settings: Settings,
         ingress: u32,
-        now: u32,
+        now: u64,
         cpu: usize,
     ) -> Self {
         Self {
@@ -179,7 +180,7 @@ impl Tables for Overlay<'_> {
             .map(Box::new)
     }
 
-    fn now(&self) -> u32 {
+    fn jiffies(&self) -> u64 {
         self.now
     }
 
@@ -197,7 +198,7 @@ impl Tables for Overlay<'_> {
             let live = self.live.bucket(index, self.cpu).map(Some);
             self.read(live).unwrap_or_default()
         });
-        let taken = bucket.take(self.now, self.settings.hz, rate, burst);
+        let taken = bucket.take(self.now(), self.settings.hz, rate, burst);
         cell.set(Some(bucket));
         taken
     }

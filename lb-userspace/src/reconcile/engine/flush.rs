@@ -32,12 +32,7 @@ impl<D: Dataplane> Engine<D> {
         // Without a single service nothing else would take away what another agent left.
         self.planner.sweep(&mut batch.ops);
         if self.general.dirty {
-            let settings = desired::settings(
-                &self.config,
-                self.general.hash_key,
-                self.general.hz,
-                self.general.bypass,
-            );
+            let settings = self.settings();
             self.planner.settings(settings, &mut batch.ops);
             let links = self.facts.links.keys().copied();
             let sending = links.filter(|index| self.facts.xdp_sends(*index));
