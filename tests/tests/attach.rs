@@ -463,7 +463,7 @@ fn a_device_without_native_xdp_is_told_what_helps() -> Result<()> {
         .netns
         .enter(|| installation.attach("lo", Mode::Native))
         .expect_err("loopback has none");
-    assert_eq!(error.kind(), Kind::Interface);
+    assert_eq!(error.kind(), Kind::Unfit);
     assert!(error.to_string().contains("xdp.mode: generic"), "{error}");
     let generic = place
         .netns

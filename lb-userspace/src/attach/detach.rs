@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, path::Path};
 
 use super::{
-    AttachError, fit,
+    AttachError, Undone, fit,
     lock::Lock,
     lock_file, netlink,
     pins::{Home, Root},
-    run_folder, tc,
+    run_folder, tc, undo,
 };
 
 /// What was removed.
@@ -17,9 +17,12 @@ pub struct Detached {
     pub interfaces: BTreeSet<String>,
     /// Whether maps and folders are gone, too.
     pub all: bool,
+    /// Changes of `doctor --fix`.
+    pub undone: Undone,
 }
 
-/// Takes our programs off the given interfaces, or off all; with the last one go maps, folders and marks. Foreign
+/// Takes our programs off the given interfaces, or off all, and undoes what `doctor --fix` did to them; with the last one
+/// go maps, folders and marks. Foreign
 /// programs, filters and pins stay. A running agent would put everything back, so there must be none.
 pub fn detach(
     pin_root: &Path,
@@ -59,6 +62,8 @@ pub fn detach(
             }
         }
     }
+    let only = if left > 0 { interfaces } else { None };
+    done.undone = undo(pin_root, run_root, only)?;
     if left > 0 {
         return Ok(done);
     }

@@ -39,7 +39,7 @@ pub enum AttachError {
     Unfit {
         interface: String,
         what: String,
-        fix: &'static str,
+        fix: String,
     },
     /// What the verifier says is in the cause.
     #[error("program {program}: {source}")]
@@ -58,8 +58,10 @@ pub enum AttachError {
 pub enum Kind {
     Kernel,
     Privileges,
-    /// Missing, vanished or unfit.
+    /// Missing or vanished.
     Interface,
+    /// An interface as it is set up now; it stands aside until that is mended.
+    Unfit,
     ForeignProgram,
     SecondAgent,
     ForeignPin,
@@ -90,7 +92,8 @@ impl AttachError {
         match self {
             Self::KernelTooOld { .. } => Kind::Kernel,
             Self::NoPrivileges(_) => Kind::Privileges,
-            Self::NoInterface(_) | Self::Unfit { .. } => Kind::Interface,
+            Self::NoInterface(_) => Kind::Interface,
+            Self::Unfit { .. } => Kind::Unfit,
             Self::ForeignProgram { .. } => Kind::ForeignProgram,
             Self::SecondAgent { .. } | Self::Locked { .. } => Kind::SecondAgent,
             Self::ForeignPin { .. } => Kind::ForeignPin,

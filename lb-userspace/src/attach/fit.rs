@@ -18,7 +18,7 @@ const NEEDED: [(Capability, &str); 3] = [
 
 pub(super) fn check() -> Result<(), AttachError> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    if let Some(version) = version(&release)
+    if let Some(version) = kernel_version(&release)
         && version < OLDEST
     {
         return Err(AttachError::KernelTooOld {
@@ -34,8 +34,8 @@ pub(super) fn check() -> Result<(), AttachError> {
     Ok(())
 }
 
-/// `CAP_SYS_ADMIN` stands for BPF and PERFMON.
-pub(super) fn missing_capabilities() -> Vec<&'static str> {
+/// What this thread lacks; `CAP_SYS_ADMIN` stands for BPF and PERFMON.
+pub fn missing_capabilities() -> Vec<&'static str> {
     let held = caps::read(None, CapSet::Effective).unwrap_or_default();
     let admin = held.contains(&Capability::CAP_SYS_ADMIN);
     NEEDED
@@ -49,7 +49,7 @@ pub(super) fn missing_capabilities() -> Vec<&'static str> {
 }
 
 /// Major and minor number of a release such as `6.1.0-28-amd64`.
-fn version(release: &str) -> Option<(u8, u8)> {
+pub fn kernel_version(release: &str) -> Option<(u8, u8)> {
     let mut numbers = release.trim().split(['.', '-']);
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
@@ -74,10 +74,10 @@ mod tests {
 
     #[test]
     fn releases_are_read_as_numbers() {
-        assert_eq!(version("6.1.0-28-amd64\n"), Some((6, 1)));
-        assert_eq!(version("5.4.0"), Some((5, 4)));
-        assert_eq!(version("6.18-rc1"), Some((6, 18)));
-        assert_eq!(version(""), None);
+        assert_eq!(kernel_version("6.1.0-28-amd64\n"), Some((6, 1)));
+        assert_eq!(kernel_version("5.4.0"), Some((5, 4)));
+        assert_eq!(kernel_version("6.18-rc1"), Some((6, 18)));
+        assert_eq!(kernel_version(""), None);
         assert!((5, 4) < OLDEST && (5, 10) >= OLDEST && (6, 1) >= OLDEST);
     }
 }

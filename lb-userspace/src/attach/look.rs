@@ -2,9 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use aya::programs::{SchedClassifier, TcAttachType};
+
 use super::{
-    AttachError, Mode, netlink,
+    AttachError, Mode, Nic, Program, name_of,
+    netlink::{self, INGRESS},
     pins::{Home, Root},
+    tc,
 };
 
 /// Pins of ours.
@@ -62,5 +66,60 @@ pub fn look(pin_root: &Path) -> Result<Option<Seen>, AttachError> {
         maps: newest.folder,
         abi: newest.abi,
         interfaces,
+    }))
+}
+
+/// An interface as it is, for who judges it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Inspected {
+    pub nic: Nic,
+    pub xdp: Option<(Program, Mode)>,
+    /// The XDP program is that of the pins.
+    pub ours: bool,
+    /// Programs of others at its tc ingress.
+    pub tc: Vec<Program>,
+}
+
+/// None if there is no such interface in the calling thread's network namespace.
+pub fn inspect(pin_root: &Path, interface: &str) -> Result<Option<Inspected>, AttachError> {
+    let failed = || AttachError::system(format!("interface {interface}"));
+    let Some(found) = netlink::interface(interface).map_err(failed())? else {
+        return Ok(None);
+    };
+    let ours = match Root::existing(pin_root) {
+        None => false,
+        Some(root) => root
+            .link(Home::Xdp, interface)
+            .open()?
+            .is_some_and(|(_, info)| info.ifindex == found.index),
+    };
+    let xdp = found.xdp.map(|xdp| {
+        let program = Program {
+            id: xdp.program,
+            name: name_of(xdp.program).unwrap_or_default(),
+        };
+        (program, Mode::of(xdp.generic))
+    });
+    let filters = netlink::filters(found.index, INGRESS).map_err(failed())?;
+    let mut tc: Vec<_> = filters
+        .into_iter()
+        .map(|filter| Program {
+            id: filter.program,
+            name: filter.name,
+        })
+        .collect();
+    // Before 6.6 the kernel knows no TCX.
+    if let Ok((_, programs)) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
+        tc.extend(programs.iter().map(|program| Program {
+            id: program.id(),
+            name: program.name_as_str().unwrap_or_default().to_owned(),
+        }));
+    }
+    tc.retain(|program| program.name != tc::NAME);
+    Ok(Some(Inspected {
+        nic: Nic::read(&found).map_err(failed())?,
+        xdp,
+        ours,
+        tc,
     }))
 }

@@ -17,7 +17,9 @@ mod layout;
 mod link;
 mod lock;
 mod look;
+mod mend;
 pub(crate) mod netlink;
+mod nic;
 mod object;
 mod pins;
 mod tc;
@@ -31,9 +33,13 @@ pub use self::{
     clock::Clock,
     detach::{Detached, detach},
     error::{AttachError, Kind, Program},
+    fit::{kernel_version, missing_capabilities},
     installation::{Installation, Replaces},
-    look::{Seen, SeenInterface, look},
+    look::{Inspected, Seen, SeenInterface, inspect, look},
+    mend::{Mend, Undone, mend, undo},
+    nic::{Fault, Nic},
     object::bytes as object,
+    pins::is_bpf_filesystem,
     tc::TcChoice,
 };
 use crate::plan::Limits;

@@ -8,7 +8,7 @@ use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+        link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
         tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
@@ -22,6 +22,8 @@ pub(crate) struct Interface {
     /// Bytes, without the Ethernet header.
     pub(super) mtu: u32,
     pub(super) xdp: Option<Xdp>,
+    /// Index of the interface that it is a VLAN of.
+    pub(super) vlan_of: Option<u32>,
 }
 
 /// The XDP program of an interface. With one program in each mode the native one is told.
@@ -121,14 +123,22 @@ pub(crate) fn link(message: RouteNetlinkMessage) -> Option<Interface> {
         index: message.header.index,
         ..Interface::default()
     };
+    let (mut vlan, mut below, mut elsewhere) = (false, None, false);
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name = name,
             LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
             LinkAttribute::Xdp(attributes) => interface.xdp = xdp(&attributes),
+            LinkAttribute::Link(index) => below = Some(index),
+            // The interface below is one of another namespace.
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                vlan |= infos.contains(&LinkInfo::Kind(InfoKind::Vlan));
+            }
             _ => {}
         }
     }
+    interface.vlan_of = below.filter(|_| vlan && !elsewhere);
     Some(interface)
 }
 

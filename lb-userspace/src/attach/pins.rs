@@ -73,8 +73,7 @@ impl Root {
         }
         let root = Self(path.to_owned());
         // Asked before anything is made: on another filesystem nothing must be left behind.
-        let existing = path.ancestors().find(|ancestor| ancestor.exists());
-        if !existing.is_some_and(is_bpffs) {
+        if !is_bpf_filesystem(path) {
             return Err(AttachError::NoBpffs(path.to_owned()));
         }
         fs::create_dir_all(root.links_folder()).map_err(AttachError::system(
@@ -290,6 +289,12 @@ impl Home {
             Self::Tc => "tc",
         }
     }
+}
+
+/// Whether `path`, or what of it is there, lies on a BPF filesystem.
+pub fn is_bpf_filesystem(path: &Path) -> bool {
+    let existing = path.ancestors().find(|ancestor| ancestor.exists());
+    existing.is_some_and(is_bpffs)
 }
 
 fn is_bpffs(path: &Path) -> bool {

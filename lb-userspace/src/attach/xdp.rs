@@ -12,6 +12,7 @@ use super::{
     netlink::{self, Interface},
     pins::{Home, Root},
 };
+use crate::net::{drivers, ethtool};
 
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`
 const GENERIC: u32 = 1 << 1;
@@ -79,7 +80,7 @@ fn attach_new(
         Ok(link) => return Ok(link),
         Err(error) => error,
     };
-    let unfit = |what: String, fix| AttachError::Unfit {
+    let unfit = |what: String, fix: String| AttachError::Unfit {
         interface: interface.name.clone(),
         what,
         fix,
@@ -87,15 +88,14 @@ fn attach_new(
     Err(match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | ENOTSUPP) => unfit(
             "its driver has no native XDP".into(),
-            "set `xdp.mode: generic` (slower), or use another interface",
+            "set `xdp.mode: generic` (slower), or use another interface".into(),
         ),
         Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) if mode == Mode::Native => unfit(
             format!(
                 "its driver refuses native XDP as it is set now (MTU {})",
                 interface.mtu
             ),
-            "lower its MTU below the driver's XDP limit, switch LRO off (`ethtool -K IF lro off`), see `dmesg`; or \
-             set `xdp.mode: generic`",
+            refusal(interface),
         ),
         Some(libc::EBUSY | libc::EEXIST) => {
             // Someone was faster.
@@ -106,6 +106,28 @@ fn attach_new(
         Some(libc::ENODEV) => AttachError::NoInterface(interface.name.clone()),
         _ => AttachError::system(format!("attach XDP to {}", interface.name))(error),
     })
+}
+
+/// What may help where a driver refuses. On a veth it is the other end's MTU that counts.
+fn refusal(interface: &Interface) -> String {
+    let name = &interface.name;
+    let known = ethtool::driver(name).ok();
+    let known = known.as_deref().and_then(drivers::known);
+    let lower = match known {
+        Some(drivers::Driver {
+            name: "veth",
+            max_mtu: Some(most),
+            ..
+        }) => format!("lower the MTU of its other end to {most}"),
+        Some(drivers::Driver {
+            max_mtu: Some(most),
+            ..
+        }) if *most < interface.mtu => format!("`ip link set dev {name} mtu {most}`"),
+        _ => format!(
+            "lower its MTU below the driver's XDP limit (`ip link set dev {name} mtu 1500`)"
+        ),
+    };
+    format!("{lower}, see `dmesg`; or set `xdp.mode: generic`")
 }
 
 fn stranger(interface: &Interface, id: u32, names: &BTreeMap<u32, String>) -> AttachError {

@@ -44,7 +44,10 @@ fn facts() -> Result<Facts, Failure> {
         .build()
         .context("runtime")?;
     let facts = runtime.block_on(net::snapshot(net::xdp_send));
-    Ok(facts.context("this host's network")?)
+    let mut facts = facts.context("this host's network")?;
+    // Without the right to ask the agent will say it.
+    facts.masquerades = net::masquerades().unwrap_or_default();
+    Ok(facts)
 }
 
 /// What the configuration would do.

@@ -56,5 +56,5 @@ fn said(done: &Detached) -> String {
     } else {
         "other interfaces are still served, so the maps stay"
     };
-    format!("{from}; {rest}\n")
+    format!("{from}; {rest}\n{}", done.undone)
 }

@@ -22,7 +22,7 @@ pub enum Exit {
     Privileges = 5,
     /// The kernel is too old, or lacks something the packet path needs.
     Kernel = 6,
-    /// An interface is missing or vanished, or its driver cannot do what is asked.
+    /// An interface is missing or vanished.
     Interface = 7,
     /// A foreign XDP or tc program is in the way.
     ForeignProgram = 8,
@@ -32,6 +32,10 @@ pub enum Exit {
     ForeignPin = 10,
     /// The service, backend or frontend named does not exist.
     NotFound = 11,
+    /// `doctor`: it works here, with limits.
+    Limits = 12,
+    /// `doctor`: it does not work here. An interface that is unfit as it is set up.
+    Unfit = 13,
 }
 
 impl From<Exit> for ExitCode {
@@ -46,6 +50,7 @@ impl From<Kind> for Exit {
             Kind::Kernel => Self::Kernel,
             Kind::Privileges => Self::Privileges,
             Kind::Interface => Self::Interface,
+            Kind::Unfit => Self::Unfit,
             Kind::ForeignProgram => Self::ForeignProgram,
             Kind::SecondAgent => Self::SecondAgent,
             Kind::ForeignPin => Self::ForeignPin,

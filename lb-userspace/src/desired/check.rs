@@ -11,7 +11,7 @@ use lb_common::abi::Mode;
 use super::group;
 use crate::{
     config::{Backend, Config, ConfigError, MAX_SOURCE_RANGES},
-    net::{Facts, path},
+    net::{Address, Facts, Masquerade, path},
 };
 
 /// Ports of an address of this host that no frontend may take (interface.md section 1): ssh, BGP, etcd, the Kubernetes
@@ -23,6 +23,11 @@ const NODE_PORTS: [RangeInclusive<u16>; 5] = [
     6443..=6443,
     10_250..=10_250,
 ];
+
+/// Whether a port of an address of this host is never ours.
+pub(super) fn keeps_manageable(port: u16) -> bool {
+    NODE_PORTS.iter().any(|range| range.contains(&port))
+}
 
 /// Every reason to refuse `config` on a host with these facts.
 pub fn check(config: &Config, facts: &Facts) -> Vec<ConfigError> {
@@ -66,10 +71,7 @@ fn vips(config: &Config, facts: &Facts, refusals: &mut Refusals<'_>) {
                     format!("{} is an address of this host", frontend.address),
                     "use another address, or allowNodeAddresses: true to take this port of it",
                 );
-            } else if NODE_PORTS
-                .iter()
-                .any(|range| range.contains(&frontend.port))
-            {
+            } else if keeps_manageable(frontend.port) {
                 refusals.push(
                     field,
                     format!(
@@ -99,14 +101,7 @@ fn nat(config: &Config, facts: &Facts, refusals: &mut Refusals<'_>) {
         .iter()
         .filter(|service| service.mode == Mode::Nat)
         .flat_map(|service| &service.backends);
-    let mut automatic = BTreeSet::new();
-    let mut families = BTreeSet::new();
-    for backend in backends {
-        families.insert(backend.address.is_ipv4());
-        if config.nat.addresses.is_empty() {
-            automatic.extend(path::resolve(facts, backend.address).map(|path| path.source));
-        }
-    }
+    let families: BTreeSet<_> = backends.map(|backend| backend.address.is_ipv4()).collect();
     let vips: HashSet<_> = config
         .services
         .iter()
@@ -133,25 +128,12 @@ fn nat(config: &Config, facts: &Facts, refusals: &mut Refusals<'_>) {
             );
         }
     }
-    let Some(port) = facts.local_ports.overlap(config.nat.ports.clone()) else {
+    let shared = shared_nat_address(config, facts);
+    let Some(shared) = shared else {
         return;
     };
-    // Sockets of the host take the address that routes prefer; others stay free for `nat`.
-    let sockets_use = |ip: &IpAddr| {
-        let own = |own: &crate::net::Address| own.preferred && own.net.addr() == *ip;
-        facts.addresses.iter().any(own)
-    };
-    let shared = config
-        .nat
-        .addresses
-        .iter()
-        .copied()
-        .chain(automatic)
-        .find(sockets_use);
-    if let Some(shared) = shared
-        && (config.nat.addresses.is_empty() || config.services.iter().any(|s| s.mode == Mode::Nat))
-    {
-        let (first, last) = (config.nat.ports.start(), config.nat.ports.end());
+    let (first, last) = (config.nat.ports.start(), config.nat.ports.end());
+    if let Some(port) = facts.local_ports.overlap(config.nat.ports.clone()) {
         refusals.push(
             "nat.ports".into(),
             format!(
@@ -164,6 +146,38 @@ fn nat(config: &Config, facts: &Facts, refusals: &mut Refusals<'_>) {
             ),
         );
     }
+    // It takes ports from 1024 on, reserved or not.
+    let kube_proxy = facts.masquerades.iter().find(|rule| rule.is_kube_proxy());
+    if let Some(Masquerade { table, chain }) = kube_proxy {
+        refusals.push(
+            "nat.addresses".into(),
+            format!(
+                "kube-proxy masquerades (table {table}, chain {chain}) and takes ports of {shared}, \
+                 {first}-{last} among them"
+            ),
+            "give nat.addresses an address of its own, which is not the first of its subnet",
+        );
+    }
+}
+
+/// An address that both `nat` and the host's own sockets take ports of: sockets take the one that routes prefer, others
+/// stay free for `nat`.
+pub fn shared_nat_address(config: &Config, facts: &Facts) -> Option<IpAddr> {
+    let sockets_use = |ip: &IpAddr| {
+        let own = |own: &Address| own.preferred && own.net.addr() == *ip;
+        facts.addresses.iter().any(own)
+    };
+    let services = config.services.iter().filter(|one| one.mode == Mode::Nat);
+    let mut backends = services.flat_map(|service| &service.backends).peekable();
+    backends.peek()?;
+    if config.nat.addresses.is_empty() {
+        return backends
+            .filter_map(|backend| path::resolve(facts, backend.address))
+            .map(|path| path.source)
+            .filter(sockets_use)
+            .min();
+    }
+    config.nat.addresses.iter().copied().find(sockets_use)
 }
 
 fn limits(config: &Config, refusals: &mut Refusals<'_>) {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::abi::Mode;
 
-use super::{Backend, Drains, Group, GroupFrontend, GroupKey, Service};
+use super::{Backend, Drains, Group, GroupFrontend, GroupKey, Service, check};
 use crate::{
     config::{self, Config, Frontend},
     health::View,
@@ -21,6 +21,9 @@ pub fn service(
 ) -> Service {
     let mut groups: BTreeMap<GroupKey, Vec<GroupFrontend>> = BTreeMap::new();
     for frontend in &asked.frontends {
+        if is_the_hosts(config, facts, frontend) {
+            continue;
+        }
         let grouped = GroupFrontend {
             frontend: *frontend,
             owns_address: !facts.is_host_address(frontend.address),
@@ -69,6 +72,13 @@ pub fn service(
             })
             .collect(),
     }
+}
+
+/// An address may become the host's own after the config was taken: its frontends are left to the host then, as a config
+/// that comes later is refused.
+pub(super) fn is_the_hosts(config: &Config, facts: &Facts, frontend: &Frontend) -> bool {
+    let ours = config.allow_node_addresses && !check::keeps_manageable(frontend.port);
+    !ours && facts.is_host_address(frontend.address)
 }
 
 /// The group of a frontend.

@@ -24,7 +24,7 @@ use crate::{
     net::{Facts, Path},
 };
 
-pub use check::check;
+pub use check::{check, shared_nat_address};
 pub use group::service;
 pub use settings::settings;
 
@@ -43,7 +43,8 @@ pub struct Service {
     pub algorithm: Algorithm,
     /// Clients that are allowed; empty: all.
     pub source_ranges: Vec<IpNet>,
-    /// Its frontends, those with the same eligible backends together; in a stable order, one at least.
+    /// Its frontends, those with the same eligible backends together; in a stable order. None where all of them have an
+    /// address that is the host's now.
     pub groups: Vec<Group>,
 }
 
@@ -127,6 +128,14 @@ impl Drains {
         }
         changed
     }
+}
+
+/// Frontends that are left to the host, because their address has become its own.
+pub fn left_to_host<'a>(config: &'a Config, facts: &Facts) -> Vec<&'a Frontend> {
+    let frontends = config.services.iter().flat_map(|asked| &asked.frontends);
+    frontends
+        .filter(|frontend| group::is_the_hosts(config, facts, frontend))
+        .collect()
 }
 
 /// Everything that `config` asks of this host.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::net::{Address, Hop, Link, Route, Update};
+use crate::net::{Address, Hop, Link, Masquerade, Route, Update};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -211,6 +211,70 @@ fn an_address_of_this_host_is_no_vip() {
         owned,
         [false, true],
         "the rest of the host's address passes"
+    );
+}
+
+#[test]
+fn an_address_that_becomes_the_hosts_own_is_left_to_it() {
+    let text = r#"services:
+- {name: a, frontends: ["198.51.100.1:80/tcp"]}
+- {name: b, frontends: ["198.51.100.1:22/tcp", "198.51.100.2:80/tcp"]}
+"#;
+    let mut facts = facts();
+    facts.apply(Update::AddAddress(Address {
+        ifindex: 2,
+        net: "198.51.100.1/32".parse().unwrap(),
+        global: true,
+        preferred: true,
+    }));
+    let served = |config: &Config| -> Vec<String> {
+        let services = config
+            .services
+            .iter()
+            .map(|asked| service(config, asked, &facts, &View::default(), &Drains::default()));
+        let groups = services.flat_map(|service| service.groups);
+        groups
+            .flat_map(|group| group.frontends)
+            .map(|frontend| frontend.frontend.to_string())
+            .collect()
+    };
+    let strict = config(text);
+    assert_eq!(served(&strict), ["198.51.100.2:80/tcp"]);
+    assert_eq!(left_to_host(&strict, &facts).len(), 2);
+    // Even where host addresses are allowed, ssh stays the host's.
+    let allowing = config(&format!("allowNodeAddresses: true\n{text}"));
+    assert_eq!(
+        served(&allowing),
+        ["198.51.100.1:80/tcp", "198.51.100.2:80/tcp"]
+    );
+}
+
+#[test]
+fn beside_kube_proxy_nat_wants_an_address_of_its_own() {
+    let services = "services: [{name: a, frontends: [\"198.51.100.1:80/tcp\"], backends: [{address: 10.0.0.1}]}]\n";
+    let rule = |table: &str, chain: &str| Masquerade {
+        table: table.into(),
+        chain: chain.into(),
+    };
+    let told = |rule: Masquerade, text: &str| {
+        let mut facts = facts();
+        facts.masquerades = vec![rule];
+        let errors = check(&config(text), &facts);
+        let line = |error: ConfigError| format!("{}: {}", error.field, error.what);
+        errors.into_iter().map(line).collect::<Vec<_>>()
+    };
+    let kube_proxy = rule("kube-proxy", "masquerading");
+    assert_eq!(
+        told(kube_proxy.clone(), services),
+        [
+            "nat.addresses: kube-proxy masquerades (table kube-proxy, chain masquerading) and takes ports of 192.0.2.1, 61000-65535 among them"
+        ]
+    );
+    let own = format!("nat: {{addresses: [192.0.2.2]}}\n{services}");
+    assert_eq!(told(kube_proxy, &own), Vec::<String>::new());
+    assert_eq!(
+        told(rule("nat", "POSTROUTING"), services),
+        Vec::<String>::new()
     );
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{LocalPorts, Route, Routes};
+use super::{LocalPorts, Masquerade, Route, Routes};
 
 /// What is known of this host's network.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -21,6 +21,8 @@ pub struct Facts {
     pub local_ports: LocalPorts,
     /// Interfaces that have an XDP program of ours. Not from netlink: no update touches it.
     pub attached: BTreeSet<u32>,
+    /// Rules that give packets another source. Likewise; read when a config is judged.
+    pub masquerades: Vec<Masquerade>,
 }
 
 /// An interface.
@@ -125,6 +127,7 @@ impl Facts {
         match update {
             Update::All(mut facts) => {
                 facts.attached = std::mem::take(&mut self.attached);
+                facts.masquerades = std::mem::take(&mut self.masquerades);
                 let changed =
                     self.differs_beyond_neighbours(&facts) || self.neighbours != facts.neighbours;
                 *self = *facts;

@@ -3,8 +3,11 @@
 //! [`follow`] keeps them true (dump, then multicast, a new dump after an overflow); [`path::resolve`] reads them:
 //! which way a packet to an address leaves. Only the main routing table is read; policy rules are not.
 
+pub mod drivers;
+pub mod ethtool;
 mod facts;
 mod interfaces;
+mod masquerade;
 pub(crate) mod messages;
 pub mod path;
 mod poke;
@@ -14,6 +17,7 @@ mod source;
 
 pub use facts::{Address, Facts, Link, Neighbour, Update};
 pub use interfaces::{driver, interfaces, xdp_send};
+pub use masquerade::{Masquerade, masquerades};
 pub use messages::{Sending, XdpSend};
 pub use path::Path;
 pub use poke::Pokes;

@@ -51,10 +51,11 @@ impl Uplink {
 }
 
 impl Uplinks {
-    /// Attaches to every interface that is asked for, or to none that had not our program before.
+    /// Attaches to every interface that is asked for, or to none that had not our program before. One that is unfit as
+    /// it is set up stands aside, and is tried again.
     ///
     /// # Errors
-    /// The first interface that is missing or refuses; none is asked for.
+    /// The first interface that is missing or taken; none is asked for.
     pub fn start(
         installation: &mut Installation,
         facts: &Facts,
@@ -82,14 +83,20 @@ impl Uplinks {
         let mut attached = Vec::new();
         for name in &names {
             let mut uplink = Uplink::new(name, now);
-            if let Err(error) = uplink.attach(installation, facts, mode) {
-                for name in attached {
-                    installation.release(name)?;
+            match uplink.attach(installation, facts, mode) {
+                Ok(()) if !before.contains(name) => attached.push(name),
+                Ok(()) => {}
+                // Ending would be a crash loop: only a person can mend it, and the others go on.
+                Err(error @ AttachError::Unfit { .. }) => {
+                    tracing::error!(interface = name, %error, "stands aside; trying again");
+                    uplink.retry = now + uplink.pause;
                 }
-                return Err(error);
-            }
-            if !before.contains(name) {
-                attached.push(name);
+                Err(error) => {
+                    for name in attached {
+                        installation.release(name)?;
+                    }
+                    return Err(error);
+                }
             }
             uplinks.wanted.insert(name.clone(), uplink);
         }
