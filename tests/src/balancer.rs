@@ -4,7 +4,7 @@ use std::{
     fmt,
     fs::{self, File},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
 };
@@ -83,7 +83,8 @@ impl fmt::Display for Service {
                 "  health: {{tcp: {{}}, interval: 200ms, timeout: 150ms, rise: 2, fall: 3}}"
             )?;
         }
-        writeln!(f, "  backends:")?;
+        let none = if self.backends.is_empty() { " []" } else { "" };
+        writeln!(f, "  backends:{none}")?;
         for backend in &self.backends {
             writeln!(f, "  - {{address: \"{backend}\"}}")?;
         }
@@ -179,12 +180,18 @@ impl Balancer {
 
     /// Starts the agent and waits until it answers.
     pub fn run(&mut self) -> Result<()> {
+        self.run_with(&[])
+    }
+
+    /// Starts the agent with more arguments and waits until it answers.
+    pub fn run_with(&mut self, arguments: &[&str]) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.folder.file("log"))?;
         let mut command = self.run_command()?;
         command
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -225,7 +232,7 @@ impl Balancer {
     fn command(&self) -> Result<Command> {
         let mut command = Command::new(sibling("millrace")?);
         command.env("MILLRACE_PIN_ROOT", &self.pins);
-        command.env("MILLRACE_RUN_FOLDER", self.folder.file("run"));
+        command.env("MILLRACE_RUN_FOLDER", self.run_folder());
         command.env("MILLRACE_SOCKET", self.folder.file("millrace.sock"));
         Ok(command)
     }
@@ -247,6 +254,15 @@ impl Balancer {
     /// Whether anything is pinned.
     pub fn has_pins(&self) -> bool {
         self.pins.exists()
+    }
+
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Where locks, marks and changes of the host are kept.
+    pub fn run_folder(&self) -> PathBuf {
+        self.folder.file("run")
     }
 
     /// What the agent has logged so far.

@@ -10,6 +10,7 @@ pub mod far;
 pub mod frames;
 pub mod hostile;
 pub mod kernel;
+pub mod login;
 pub mod netns;
 pub mod pass;
 pub mod place;

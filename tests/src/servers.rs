@@ -24,6 +24,7 @@ pub mod tunnels;
 pub const HTTP: u16 = 80;
 pub const HTTP_BEHIND: u16 = 8080;
 pub const ECHO: u16 = 7;
+pub const SSH: u16 = 22;
 pub const DNS: u16 = 53;
 pub const IPERF: u16 = 5201;
 /// Asked for as `GET /big`.
@@ -111,6 +112,14 @@ pub fn iperf3(host: &Host) -> Result<Process> {
         .args(["-s", "-p", &IPERF.to_string()])
         .stderr(Stdio::null());
     start(host, &mut command, IPERF)
+}
+
+/// Our echo server where ssh would be: someone's way into the host.
+pub fn ssh(host: &Host) -> Result<Process> {
+    let mut command = Command::new(sibling("peer")?);
+    command.args(["echo", &host.name]);
+    command.args(Family::BOTH.map(|family| host.at(family, SSH).to_string()));
+    start(host, &mut command, SSH)
 }
 
 /// Our echo server over TCP and UDP, on the host's addresses and, where it has them, on the VIPs.
