@@ -129,6 +129,14 @@ impl V6 {
     }
 }
 
+impl V6 {
+    /// The solicited-node multicast address: where a neighbour asks for this one (RFC 4291, section 2.7.1).
+    pub fn solicited_node(self) -> Self {
+        let [.., a, b, c] = self.to_bytes();
+        Self::from_bytes([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c])
+    }
+}
+
 impl Address for V6 {
     const VERSION: u8 = 6;
     const WORDS: usize = 4;
@@ -231,6 +239,23 @@ impl Macs {
         Self([b >> 16 | c << 16, c >> 16 | a << 16, a >> 16 | b << 16])
     }
 
+    /// Those of an answer to such a packet from `own` (in the first six bytes).
+    #[inline(always)]
+    pub(crate) const fn back_from(self, own: u64) -> Self {
+        let Self([to, rest, _]) = self.swapped();
+        Self([to, rest & 0xffff | (own as u32) << 16, (own >> 16) as u32])
+    }
+
+    /// Whether such a packet is for an interface with the MAC `own` (in the first six bytes): for it alone, or for many;
+    /// and from a single sender.
+    #[inline(always)]
+    pub(crate) const fn reach(&self, own: u64) -> bool {
+        const GROUP: u32 = 1;
+        let [to, rest, _] = self.0;
+        let for_own = to == own as u32 && rest & 0xffff == (own >> 32) as u32 & 0xffff;
+        (to & GROUP != 0 || for_own) && (rest >> 16) & GROUP == 0
+    }
+
     pub const fn destination(&self) -> Mac {
         let ([a, b, c, d], [e, f, _, _]) = (self.0[0].to_ne_bytes(), self.0[1].to_ne_bytes());
         [a, b, c, d, e, f]
@@ -270,6 +295,27 @@ mod tests {
             u64::from_le_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0]) | rest << 48
         };
         assert_eq!(Macs::from_words(word(to, 3), word(from, 1500)), macs);
+    }
+
+    #[test]
+    fn answers_go_to_the_sender_alone() {
+        let (asker, own) = ([2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13]);
+        let word = u64::from_le_bytes([8, 9, 10, 11, 12, 13, 0, 0]);
+        let asked = Macs::new([0xff; 6], asker);
+        assert_eq!(asked.back_from(word), Macs::new(asker, own));
+        assert!(asked.reach(word));
+        assert!(Macs::new(own, asker).reach(word));
+        assert!(!Macs::new([8, 9, 10, 11, 12, 14], asker).reach(word));
+        assert!(!Macs::new([0xff; 6], [3, 3, 4, 5, 6, 7]).reach(word));
+    }
+
+    #[test]
+    fn neighbours_ask_for_an_address_at_its_group() {
+        let asked = |text: &str| V6::from(text.parse::<Ipv6Addr>().unwrap());
+        assert_eq!(
+            asked("2001:db8::1:800:200e:8c6c").solicited_node(),
+            asked("ff02::1:ff0e:8c6c")
+        );
     }
 
     #[test]

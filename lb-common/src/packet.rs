@@ -68,7 +68,7 @@ pub trait Packet {
     #[must_use]
     fn write<H: Header>(&mut self, offset: u32, header: &H) -> bool;
 
-    /// Opens `room` (20, 28, 40 or 48) bytes behind a link header of `link` (14, 18 or 22) bytes, which moves to the
+    /// Opens `room` (8, 20, 28, 40 or 48) bytes behind a link header of `link` (14, 18 or 22) bytes, which moves to the
     /// front; in the driver without its MACs and its last EtherType, which the caller writes there in any case. `outer_v6`
     /// says which header will stand there. False if the driver leaves no headroom.
     #[must_use]

@@ -10,8 +10,8 @@ use std::{
 
 use crate::{
     abi::{
-        Backend, BackendCount, Flow, Frontend, FrontendCount, FrontendKey, NextHop, Reason,
-        Service, Tuple, filter_bit,
+        Announced, AnnouncedKey, Backend, BackendCount, Flow, Frontend, FrontendCount, FrontendKey,
+        NextHop, Reason, Service, Tuple, filter_bit,
     },
     bytes::{Addr, Address, V4, V6},
     checksum::{self, Delta},
@@ -86,6 +86,7 @@ pub struct Family<A: Address + core::hash::Hash> {
     pub sources: Vec<(u32, A, u32)>,
     pub established: RefCell<HashMap<Tuple<A>, Flow<A>>>,
     pub half_open: RefCell<HashMap<Tuple<A>, Flow<A>>>,
+    pub announced: RefCell<HashMap<AnnouncedKey<A>, Announced>>,
     /// Network, prefix length in bits and answer of the routing table; the first that matches counts, and an address
     /// that none does is [`Route::Unknown`].
     pub routes: Vec<(A, u32, Route)>,
@@ -98,6 +99,7 @@ impl<A: Address + core::hash::Hash> Default for Family<A> {
             sources: Vec::new(),
             established: RefCell::default(),
             half_open: RefCell::default(),
+            announced: RefCell::default(),
             routes: Vec::new(),
         }
     }
@@ -139,8 +141,8 @@ pub struct World {
 }
 
 impl World {
-    /// Sets the filter's bit for a VIP or `nat` source.
-    pub fn announce(&mut self, address: &Addr) {
+    /// Sets the filter's bit for an address whose packets are to be looked at.
+    pub fn admit(&mut self, address: &Addr) {
         let (word, bit) = if address.is_v4() {
             filter_bit(&V4::from_addr(address))
         } else {
@@ -207,6 +209,14 @@ macro_rules! family_tables {
 
             fn remove_flow(&self, table: FlowTable, key: &Tuple<$address>) {
                 self.$field.flows(table).borrow_mut().remove(key);
+            }
+
+            fn with_announced<R>(
+                &self,
+                key: &AnnouncedKey<$address>,
+                ask: impl FnOnce(&mut Announced) -> R,
+            ) -> Option<R> {
+                self.$field.announced.borrow_mut().get_mut(key).map(ask)
             }
 
             fn route(&self, _source: $address, destination: $address) -> Route {

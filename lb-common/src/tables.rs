@@ -3,7 +3,10 @@
 use core::ops::Deref;
 
 use crate::{
-    abi::{Backend, Flow, Frontend, FrontendKey, Hop, NextHop, Reason, Service, Tuple},
+    abi::{
+        Announced, AnnouncedKey, Backend, Flow, Frontend, FrontendKey, Hop, NextHop, Reason,
+        Service, Tuple,
+    },
     bytes::{Addr, Address, V4, V6},
     pipeline::Step,
 };
@@ -64,6 +67,13 @@ pub trait FamilyTables<A: Address> {
     fn insert_flow(&self, table: FlowTable, key: &Tuple<A>, flow: &Flow<A>, fresh: bool) -> bool;
 
     fn remove_flow(&self, table: FlowTable, key: &Tuple<A>);
+
+    /// Runs `ask` on the entry of a VIP that is announced on an interface.
+    fn with_announced<R>(
+        &self,
+        key: &AnnouncedKey<A>,
+        ask: impl FnOnce(&mut Announced) -> R,
+    ) -> Option<R>;
 
     /// Asks the kernel's routing table.
     fn route(&self, source: A, destination: A) -> Route;

@@ -6,8 +6,8 @@
 
 use crate::{
     abi::{
-        Backend, BackendCount, Bucket, Flow, Frontend, FrontendCount, FrontendKey, NextHop,
-        Service, Settings, SourceKey, Tuple,
+        Announced, AnnouncedKey, Backend, BackendCount, Bucket, Flow, Frontend, FrontendCount,
+        FrontendKey, NextHop, Service, Settings, SourceKey, Tuple,
     },
     bytes::{V4, V6},
 };
@@ -20,6 +20,9 @@ macro_rules! pod {
 }
 
 pod!(
+    Announced,
+    AnnouncedKey<V4>,
+    AnnouncedKey<V6>,
     Backend,
     BackendCount,
     Bucket,

@@ -4,12 +4,12 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, xdp::DevMapHash},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, xdp::DevMapHash},
 };
 use lb_common::{
     abi::{
-        Backend, BackendCount, Bucket, FILTER_WORDS, Flow, Frontend, FrontendCount, FrontendKey,
-        NextHop, Reason, Service, Settings, SourceKey, Tuple,
+        Announced, AnnouncedKey, Backend, BackendCount, Bucket, FILTER_WORDS, Flow, Frontend,
+        FrontendCount, FrontendKey, NextHop, Reason, Service, Settings, SourceKey, Tuple,
     },
     bytes::{V4, V6},
     pipeline::Scratch,
@@ -68,6 +68,15 @@ pub static HALF_OPEN6: LruHashMap<Tuple<V6>, Flow<V6>> = LruHashMap::with_max_en
 /// Devices that XDP may send on: interface index to itself. The agent writes them.
 #[map]
 pub static DEVICES: DevMapHash = DevMapHash::with_max_entries(1024, 0);
+
+/// VIPs announced on the LAN, by interface. The agent inserts and deletes entries; the program counts in its CPU's value.
+/// Not preallocated, as the frontends.
+#[map]
+pub static ANNOUNCED4: PerCpuHashMap<AnnouncedKey<V4>, Announced> =
+    PerCpuHashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+#[map]
+pub static ANNOUNCED6: PerCpuHashMap<AnnouncedKey<V6>, Announced> =
+    PerCpuHashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
 /// Room for what the stack has no place for. The program writes it; nothing survives a packet.
 #[map]

@@ -10,17 +10,17 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Backend, Bucket, Flow, Frontend, FrontendKey, Hop, NextHop, Reason, Service, SourceKey,
-        Tuple,
+        Announced, AnnouncedKey, Backend, Bucket, Flow, Frontend, FrontendKey, Hop, NextHop,
+        Reason, Service, SourceKey, Tuple,
     },
     bytes::{Addr, Address, Macs, V4, V6},
     tables::{Budget, FamilyTables, FlowTable, Home, Route, Tables},
 };
 
 use crate::maps::{
-    ADDRESSES, BACKEND_STATS, BACKENDS, BUCKETS, FLOWS4, FLOWS6, FRONTEND_STATS, FRONTENDS4,
-    FRONTENDS6, HALF_OPEN4, HALF_OPEN6, MEMBERS, NEXT_HOPS, REASONS, ROUTE, SERVICES, SETTINGS,
-    SLOTS, SOURCES4, SOURCES6,
+    ADDRESSES, ANNOUNCED4, ANNOUNCED6, BACKEND_STATS, BACKENDS, BUCKETS, FLOWS4, FLOWS6,
+    FRONTEND_STATS, FRONTENDS4, FRONTENDS6, HALF_OPEN4, HALF_OPEN6, MEMBERS, NEXT_HOPS, REASONS,
+    ROUTE, SERVICES, SETTINGS, SLOTS, SOURCES4, SOURCES6,
 };
 
 /// All tables; the context is what route look-ups need.
@@ -130,7 +130,7 @@ impl FlowMaps for V6 {
 }
 
 macro_rules! family_tables {
-    ($address:ty, $frontends:ident, $sources:ident, $bits:expr, |$query:ident, $source:ident, $destination:ident| $fill:block) => {
+    ($address:ty, $frontends:ident, $sources:ident, $announced:ident, $bits:expr, |$query:ident, $source:ident, $destination:ident| $fill:block) => {
         impl<const TC: bool> FamilyTables<$address> for KernelTables<TC> {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$address>) -> Option<Frontend> {
@@ -178,6 +178,17 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
+            fn with_announced<R>(
+                &self,
+                key: &AnnouncedKey<$address>,
+                ask: impl FnOnce(&mut Announced) -> R,
+            ) -> Option<R> {
+                let entry = $announced.get_ptr_mut(key)?;
+                // SAFETY: this CPU's own value, freed after a grace period; the program is not preempted by itself.
+                Some(ask(unsafe { &mut *entry }))
+            }
+
+            #[inline(always)]
             fn route(&self, $source: $address, $destination: $address) -> Route {
                 let Some(query) = ROUTE.get_ptr_mut(0) else {
                     return Route::Unknown;
@@ -199,6 +210,7 @@ family_tables!(
     V4,
     FRONTENDS4,
     SOURCES4,
+    ANNOUNCED4,
     64,
     |query, source, destination| {
         query.family = AF_INET;
@@ -210,6 +222,7 @@ family_tables!(
     V6,
     FRONTENDS6,
     SOURCES6,
+    ANNOUNCED6,
     160,
     |query, source, destination| {
         query.family = AF_INET6;

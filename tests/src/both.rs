@@ -1,6 +1,6 @@
 //! One frame, decided by the kernel and by the host over the same tables: they must agree, always.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
@@ -137,6 +137,27 @@ impl Both {
             frame: frame.bytes,
             steps,
         })
+    }
+
+    /// Whether both have counted the same questions for announced VIPs since the start.
+    pub fn check_announced(&self) -> Result<()> {
+        let mut expected = BTreeMap::new();
+        for (key, value) in self.host.v4.announced.borrow().iter() {
+            expected.insert((key.ifindex, key.address.to_addr().to_ip()), *value);
+        }
+        for (key, value) in self.host.v6.announced.borrow().iter() {
+            expected.insert((key.ifindex, key.address.to_addr().to_ip()), *value);
+        }
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|(key, value)| (key, value.mac(), value.requests, value.responses))
+            .collect();
+        let counted = self.counters.announced()?.into_iter();
+        let counted: Vec<_> = counted
+            .map(|(key, (mac, asked))| (key, mac, asked.requests, asked.responses))
+            .collect();
+        ensure!(counted == expected, "{counted:?}, not {expected:?}");
+        Ok(())
     }
 
     /// Whether both have counted the same reasons since the start.

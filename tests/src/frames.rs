@@ -3,9 +3,14 @@
 
 use std::net::IpAddr;
 
-use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
+use etherparse::{
+    ArpOperation, IpNumber, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice,
+};
 
-use crate::world::{FRONTENDS, OWN};
+use crate::{
+    neighbours::{BROADCAST, NONCE, SOURCE_MAC, Solicitation, arp},
+    world::{FRONTENDS, OWN},
+};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -56,7 +61,8 @@ impl Frames {
             80..85 => self.unknown_port(),
             85..88 => self.foreign(),
             88..91 => self.tagged(),
-            91..97 => self.broken(),
+            91..95 => self.broken(),
+            95..97 => self.neighbour(),
             _ => self.noise(),
         }
     }
@@ -238,6 +244,44 @@ impl Frames {
         // The protocol field of IPv4, the next header of IPv6.
         let at = if frame[12] == 8 { 23 } else { 20 };
         frame[at] = protocol;
+    }
+
+    /// A neighbour's question for a VIP or an address of no one's; half of them odd in some way.
+    fn neighbour(&mut self) -> Vec<u8> {
+        const TARGETS: [&str; 3] = ["2001:db8::10", "2001:db8::12", "2001:db8:5::10"];
+        let to = [BROADCAST, self.mac, [2, 0, 0, 0, 0, 99]][self.below(3) as usize];
+        let mut frame = if self.below(2) == 0 {
+            let target = [192, 0, 2, [10, 11, 12, 99][self.below(4) as usize]].into();
+            let sender = [[192, 0, 2, 77].into(), [0; 4].into(), target][self.below(3) as usize];
+            let operation = ArpOperation(1 + self.below(2) as u16);
+            arp(to, operation, sender, target)
+        } else {
+            let target = TARGETS[self.below(3) as usize].parse().expect("an address");
+            let mut asked = match self.below(3) {
+                0 => Solicitation::probe(target, &NONCE),
+                1 => Solicitation::probe(target, &[]),
+                _ => Solicitation::new("2001:db8::77".parse().expect("an address"), target),
+            };
+            match self.below(8) {
+                0 => asked.destination = target,
+                1 => asked.hop_limit = 64,
+                2 => asked.to = to,
+                3 => asked.options.extend(SOURCE_MAC),
+                4 => asked.options.extend(vec![1; self.below(130) as usize]),
+                _ => {}
+            }
+            asked.frame()
+        };
+        match self.below(8) {
+            0 => frame.truncate(14 + self.below(frame.len() as u64 - 14) as usize),
+            1 => {
+                let at = self.below(frame.len() as u64) as usize;
+                frame[at] ^= 1 << self.below(8);
+            }
+            2 => drop(frame.splice(12..12, [0x81, 0, 0, 5])),
+            _ => {}
+        }
+        frame
     }
 
     fn noise(&mut self) -> Vec<u8> {

@@ -160,6 +160,7 @@ pub(crate) fn data(map: &mut Map) -> Result<&mut MapData> {
         | Map::LpmTrie(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)
         | Map::PerfEventArray(data)
         | Map::RingBuf(data) => data,
         other => return Err(anyhow!("unexpected map {other:?}")),

@@ -11,6 +11,7 @@ pub mod frames;
 pub mod hostile;
 pub mod kernel;
 pub mod login;
+pub mod neighbours;
 pub mod netns;
 pub mod pass;
 pub mod place;

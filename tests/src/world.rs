@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::sim::World;
 use lb_common::{
     abi::{
-        Backend, FILTER_WORDS, Frontend, FrontendKey, Mode, NextHop, Region, Service, Settings,
-        SourceKey, filter_bit, service_flag, slot_of,
+        Announced, AnnouncedKey, Backend, FILTER_WORDS, Frontend, FrontendKey, Mode, NextHop,
+        Region, Service, Settings, SourceKey, filter_bit, service_flag, slot_of,
     },
     bytes::{Addr, Address as _, Be16, V4, V6},
 };
@@ -14,6 +14,9 @@ use lb_userspace::{plan::Op, state};
 
 /// Own addresses: sources of translated packets and of outer headers.
 pub const OWN: [&str; 2] = ["10.0.0.1", "2001:db8:1::1"];
+
+/// VIPs announced on the interface that packets come in by; the others are not.
+pub const ANNOUNCED: [&str; 4] = ["192.0.2.10", "2001:db8::10", "192.0.2.11", "2001:db8::11"];
 
 /// A frontend's address, port and protocol. The last ones' services are restricted, and without backends.
 pub const FRONTENDS: [(&str, u16, u8); 14] = [
@@ -173,6 +176,17 @@ pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
     for own in OWN {
         set(&addr(own));
     }
+    for address in ANNOUNCED {
+        let address = addr(address);
+        if !address.is_v4() {
+            set(&V6::from_addr(&address).solicited_node().to_addr());
+        }
+        ops.push(Op::InsertAnnounced {
+            ifindex: macs[0].1,
+            address: address.to_ip(),
+            mac: macs[0].0,
+        });
+    }
     for (index, (address, port, protocol)) in FRONTENDS.into_iter().enumerate() {
         let address = addr(address);
         set(&address);
@@ -276,6 +290,25 @@ pub fn simulate(ops: &[Op]) -> World {
             Op::InsertSource6 { key, bits } => {
                 let service = u32::from_be(key.service_be);
                 world.v6.sources.push((service, key.client, *bits));
+            }
+            Op::InsertAnnounced {
+                ifindex,
+                address,
+                mac,
+            } => {
+                let (ifindex, value) = (*ifindex, Announced::new(*mac));
+                match address {
+                    IpAddr::V4(ip) => {
+                        let address = V4::from(*ip);
+                        let mut entries = world.v4.announced.borrow_mut();
+                        entries.insert(AnnouncedKey { ifindex, address }, value);
+                    }
+                    IpAddr::V6(ip) => {
+                        let address = V6::from(*ip);
+                        let mut entries = world.v6.announced.borrow_mut();
+                        entries.insert(AnnouncedKey { ifindex, address }, value);
+                    }
+                }
             }
             Op::Settings(_) | Op::InsertDevice { .. } => {}
             other => panic!("{other:?} is none of this world's"),

@@ -62,6 +62,7 @@ fn agree(netns: &Netns) -> Result<()> {
     eprintln!("{count} frames, 0 mismatches: {seen:?}");
 
     both.check_reasons()?;
+    both.check_announced()?;
     let counters = both.place.installation.counters()?;
     let host = &both.host;
     let frontends = counters.frontends(0..FRONTEND_IDS)?;

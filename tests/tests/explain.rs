@@ -158,6 +158,8 @@ fn explain_and_inject(netns: &Netns) -> Result<()> {
         "Icmp",
         "Protocol",
         "Malformed",
+        "Announced",
+        "Neighbour",
         "NoRoute",
     ] {
         assert!(seen.contains_key(kind), "no packet was {kind}: {seen:?}");
@@ -177,6 +179,7 @@ fn kinds(said: &Decision) -> Vec<String> {
             Step::Backend { mode: 1, .. } => kinds.push("nat".into()),
             Step::Backend { mode: 2, .. } => kinds.push("ipip".into()),
             Step::Backend { mode: 3, .. } => kinds.push("l2".into()),
+            Step::Announced { .. } => kinds.push("Announced".into()),
             Step::End(reason) => kinds.push(format!("{reason:?}")),
             _ => {}
         }

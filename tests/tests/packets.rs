@@ -1,6 +1,8 @@
 //! What the path does to each kind of packet, on the kernel and on the host. Expected frames and checksums are
 //! etherparse's.
 
+#[path = "packets/lan.rs"]
+mod lan;
 #[path = "packets/odd.rs"]
 mod odd;
 #[path = "packets/stateful.rs"]

@@ -40,6 +40,8 @@ pub enum Reason {
     // Answered to the client.
     UnknownPort = 8,
     NoBackend = 9,
+    /// An ARP request or neighbour solicitation for an announced VIP.
+    Neighbour = 14,
     // Dropped.
     Malformed = 16,
     SourceDenied = 17,
@@ -60,7 +62,7 @@ impl Reason {
     /// Elements per frontend.
     pub const COUNT: u32 = 32;
 
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Fragment,
         Self::Icmp,
         Self::Protocol,
@@ -70,6 +72,7 @@ impl Reason {
         Self::TooDeep,
         Self::UnknownPort,
         Self::NoBackend,
+        Self::Neighbour,
         Self::Malformed,
         Self::SourceDenied,
         Self::TtlExpired,
@@ -106,6 +109,7 @@ impl Reason {
             Self::TooDeep => "too_deep",
             Self::UnknownPort => "unknown_port",
             Self::NoBackend => "no_backend",
+            Self::Neighbour => "neighbour",
             Self::Malformed => "malformed",
             Self::SourceDenied => "source_denied",
             Self::TtlExpired => "ttl_expired",

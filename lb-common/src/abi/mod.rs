@@ -4,6 +4,7 @@
 //! asserted, integers are in host byte order unless their type says otherwise. Who writes and who reads each map
 //! stands in `lb-ebpf/src/maps.rs`.
 
+mod announced;
 mod backend;
 mod counters;
 mod flow;
@@ -12,6 +13,7 @@ mod next_hop;
 mod service;
 mod settings;
 
+pub use announced::{Announced, AnnouncedKey};
 pub use backend::{Backend, Mode};
 pub use counters::{BackendCount, FrontendCount, Reason};
 pub use flow::{Flow, Hop, Tuple, flow_state};

@@ -1,8 +1,8 @@
 //! Whose packet is it?
 
 use super::{
-    FamilyScratch, Path, Step, Verdict,
-    parse::{self, Layout, Network},
+    FamilyScratch, Path, Step, Verdict, ndp,
+    parse::{self, ICMPV6, Layout, Network},
     select,
 };
 use crate::{
@@ -17,6 +17,8 @@ pub(crate) const FLOWS: u64 = 1 << 24;
 pub(crate) const UNCLAIMED: u64 = 2 << 24;
 /// The client is to be answered by [`super::reject`].
 pub(crate) const UNANSWERED: u64 = 3 << 24;
+/// A neighbour solicitation, for [`super::ndp`].
+pub(crate) const SOLICITATION: u64 = 4 << 24;
 
 /// Finds the frontend, and sends what needs no flow entry on its way.
 #[inline(never)]
@@ -33,7 +35,7 @@ pub(crate) fn family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         return Verdict::NotOurs.pack();
     }
     if let Err(reason) = parse::packet(packet, &network, &mut scratch.parsed) {
-        return odd(path, &network, reason).pack();
+        return odd(packet, path, &network, reason);
     }
     let tuple = &scratch.parsed.tuple;
     let key = FrontendKey::new(tuple.destination, tuple.destination_port, tuple.protocol);
@@ -64,15 +66,22 @@ pub(crate) fn family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 
 /// A packet that is no whole TCP or UDP packet: counted if it is for a VIP.
 #[inline(always)]
-fn odd<A: Layout, T: Tables + FamilyTables<A>>(
+fn odd<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &P,
     path: &Path<'_, T>,
     network: &Network<A>,
     reason: Reason,
-) -> Verdict {
+) -> u64 {
+    if A::VERSION == 6
+        && network.next == ICMPV6
+        && packet.read(network.offset) == Some([ndp::SOLICITATION])
+    {
+        return SOLICITATION;
+    }
     if is_vip(path, network.destination) {
-        path.end(0, reason)
+        path.end(0, reason).pack()
     } else {
-        Verdict::NotOurs
+        Verdict::NotOurs.pack()
     }
 }
 

@@ -4,11 +4,13 @@
 //! hop → verdict. Fragments, ICMP and what encapsulation makes too big have their place in [`classify`] and
 //! [`encap`]: they are passed and counted.
 
+mod arp;
 mod classify;
 mod egress;
 mod encap;
 mod flows;
 mod nat;
+mod ndp;
 mod parse;
 mod reject;
 mod rewrite;
@@ -22,10 +24,10 @@ pub use scratch::{FamilyScratch, Scratch};
 pub use step::Step;
 
 use crate::{
-    abi::{Frontend, Reason, Settings},
-    bytes::{V4, V6},
+    abi::{AnnouncedKey, Frontend, Reason, Settings},
+    bytes::{Address, Macs, V4, V6},
     packet::Packet,
-    tables::{FamilyTables, Tables},
+    tables::{Budget, FamilyTables, Tables},
 };
 
 /// What becomes of the packet.
@@ -78,6 +80,12 @@ impl Verdict {
     }
 }
 
+/// What [`Path::asked`] says: the MAC in the first six bytes, and bits behind it.
+const MAC: u64 = 0xffff_ffff_ffff;
+const ASKED: u64 = 1 << 48;
+const GRANTED: u64 = 1 << 49;
+const NOT_ANNOUNCED: u64 = 0;
+
 /// What a decision needs beside the packet.
 pub(crate) struct Path<'a, T> {
     pub(crate) tables: &'a T,
@@ -94,6 +102,56 @@ impl<T: Tables> Path<'_, T> {
         } else {
             Verdict::Drop(reason)
         }
+    }
+}
+
+impl<T: Tables> Path<'_, T> {
+    /// Whether the budget of replies of our own has one left.
+    #[inline(always)]
+    fn granted(&self) -> bool {
+        let Settings {
+            reject_rate,
+            reject_burst,
+            ..
+        } = *self.settings;
+        self.tables.take(Budget::Reject, reject_rate, reject_burst)
+    }
+
+    /// A neighbour's question, `valid` or not, for an address: the MAC to answer with and [`GRANTED`] if it may be answered,
+    /// or [`NOT_ANNOUNCED`]. One word, for the verifier's sake.
+    #[inline(always)]
+    fn asked<A: Address>(&self, key: &AnnouncedKey<A>, macs: &Macs, valid: bool) -> u64
+    where
+        T: FamilyTables<A>,
+    {
+        let asked = self.tables.with_announced(key, |entry| {
+            if !macs.reach(entry.mac) {
+                return NOT_ANNOUNCED;
+            }
+            let mut asked = entry.mac & MAC | ASKED;
+            if valid {
+                entry.requests += 1;
+                if self.granted() {
+                    entry.responses += 1;
+                    asked |= GRANTED;
+                }
+            }
+            asked
+        });
+        match asked {
+            Some(asked) => asked,
+            None => NOT_ANNOUNCED,
+        }
+    }
+
+    /// Ends with the answer to a neighbour's question, if it could be written.
+    #[inline(always)]
+    fn answered(&self, written: bool) -> Verdict {
+        if !written {
+            return self.end(0, Reason::NoHeadroom);
+        }
+        self.tables.count_reason(0, Reason::Neighbour);
+        Verdict::Transmit
     }
 }
 
@@ -115,6 +173,7 @@ pub fn process<P: Packet, T: Tables>(
     match link.ether_type {
         parse::IPV4 => by_family::<V4, _, _>(packet, &path, &mut scratch.v4, link),
         parse::IPV6 => by_family::<V6, _, _>(packet, &path, &mut scratch.v6, link),
+        parse::ARP => Verdict::unpack(arp::answer(packet, &path, &link)),
         _ => Verdict::NotOurs,
     }
 }
@@ -134,6 +193,8 @@ fn by_family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         word = nat::forward(packet, path, scratch);
     } else if word == classify::UNCLAIMED {
         word = unclaimed(packet, path, scratch).pack();
+    } else if word == classify::SOLICITATION {
+        word = ndp::answer(packet, path, &scratch.parsed.link);
     }
     if word == classify::UNANSWERED {
         word = reject::answer(packet, path, scratch);

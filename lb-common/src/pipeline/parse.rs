@@ -13,6 +13,7 @@ use crate::{
 
 /// Values of the `EtherType` field as loaded by a little-endian CPU.
 pub(crate) const IPV4: u16 = 0x0800_u16.to_be();
+pub(crate) const ARP: u16 = 0x0806_u16.to_be();
 pub(crate) const IPV6: u16 = 0x86dd_u16.to_be();
 const VLAN: u16 = 0x8100_u16.to_be();
 const QINQ: u16 = 0x88a8_u16.to_be();
@@ -20,7 +21,7 @@ const QINQ: u16 = 0x88a8_u16.to_be();
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
+pub(crate) const ICMPV6: u8 = 58;
 
 pub(crate) const ETH: u32 = 14;
 const TAG: u32 = 4;

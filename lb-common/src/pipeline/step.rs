@@ -34,6 +34,8 @@ pub enum Step {
     },
     /// The device, and the neighbour's MAC where it is known.
     NextHop { ifindex: u32, mac: Option<[u8; 6]> },
+    /// The address asked for is announced with this MAC (in the first six bytes).
+    Announced { address: Addr, mac: u64 },
     /// Ended for this reason.
     End(Reason),
 }

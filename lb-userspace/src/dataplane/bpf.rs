@@ -17,7 +17,7 @@ use lb_common::{
 };
 
 use super::{
-    Cause, Dataplane, DumpError, OpenError,
+    AnnouncedMaps, Cause, Dataplane, DumpError, OpenError,
     error::fix,
     grace, open,
     per_cpu::PerCpu,
@@ -26,7 +26,7 @@ use super::{
 use crate::plan::{Dump, Op};
 
 /// `BPF_NOEXIST`
-const NEW_ONLY: u64 = 1;
+pub(super) const NEW_ONLY: u64 = 1;
 /// Bits of the service index in front of the client's address in a source range.
 pub(super) const SERVICE_BITS: u32 = 32;
 
@@ -44,6 +44,7 @@ pub struct Bpf {
     pub(super) sources4: Sources<SourceKey<V4>>,
     pub(super) sources6: Sources<SourceKey<V6>>,
     pub(super) devices: DevMapHash<MapData>,
+    pub(super) announced: AnnouncedMaps,
     frontend_stats: PerCpu<4>,
     backend_stats: PerCpu<2>,
     reasons: PerCpu<1>,
@@ -79,6 +80,7 @@ impl Bpf {
             sources4: Sources::open(folder, "SOURCES4")?,
             sources6: Sources::open(folder, "SOURCES6")?,
             devices: open::devices(folder, "DEVICES")?,
+            announced: AnnouncedMaps::open(folder)?,
             frontend_stats: PerCpu::open(folder, "FRONTEND_STATS")?,
             backend_stats: PerCpu::open(folder, "BACKEND_STATS")?,
             reasons: PerCpu::open(folder, "REASONS")?,
@@ -159,6 +161,12 @@ impl Dataplane for Bpf {
             Op::ZeroBackend { id } => zero(&self.backend_stats, *id, 1),
             Op::InsertDevice { ifindex } => self.insert_device(*ifindex),
             Op::RemoveDevice { ifindex } => gone_is_fine("DEVICES", self.devices.remove(*ifindex)),
+            Op::InsertAnnounced {
+                ifindex,
+                address,
+                mac,
+            } => self.announced.insert(*ifindex, *address, *mac),
+            Op::RemoveAnnounced { ifindex, address } => self.announced.remove(*ifindex, *address),
             Op::Grace => grace::wait().map_err(Cause::Grace),
         }
     }
@@ -258,7 +266,7 @@ fn outside(map: &'static str, index: u32, max: u32) -> Cause {
 }
 
 /// The kernel's two ways to say "full": E2BIG of hash maps, ENOSPC of tries.
-fn refused(map: &'static str, max: u32, source: io::Error) -> Cause {
+pub(super) fn refused(map: &'static str, max: u32, source: io::Error) -> Cause {
     match source.raw_os_error() {
         Some(libc::E2BIG | libc::ENOSPC) => Cause::Full {
             map,
@@ -269,7 +277,7 @@ fn refused(map: &'static str, max: u32, source: io::Error) -> Cause {
     }
 }
 
-fn gone_is_fine(map: &'static str, removed: Result<(), MapError>) -> Result<(), Cause> {
+pub(super) fn gone_is_fine(map: &'static str, removed: Result<(), MapError>) -> Result<(), Cause> {
     match removed.map_err(open::io_error) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         Err(source) => Err(Cause::Kernel { map, source }),

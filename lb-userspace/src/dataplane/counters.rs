@@ -4,7 +4,7 @@ use std::{io, ops::Range, path::Path};
 
 use lb_common::abi::{BackendCount, FrontendCount, Reason};
 
-use super::{open::OpenError, per_cpu::PerCpu};
+use super::{AnnouncedMaps, AnnouncedVips, DumpError, open::OpenError, per_cpu::PerCpu};
 
 /// Packets by [`Reason`] (as index) of one frontend. Numbers without a reason stay 0.
 pub type ReasonCounts = [u64; Reason::COUNT as usize];
@@ -15,6 +15,7 @@ pub struct Counters {
     frontends: PerCpu<4>,
     backends: PerCpu<2>,
     reasons: PerCpu<1>,
+    announced: AnnouncedMaps,
 }
 
 impl Counters {
@@ -24,6 +25,7 @@ impl Counters {
             frontends: PerCpu::open(folder, "FRONTEND_STATS")?,
             backends: PerCpu::open(folder, "BACKEND_STATS")?,
             reasons: PerCpu::open(folder, "REASONS")?,
+            announced: AnnouncedMaps::open(folder)?,
         })
     }
 
@@ -48,6 +50,11 @@ impl Counters {
             .into_iter()
             .map(|[packets, new_flows]| BackendCount { packets, new_flows })
             .collect())
+    }
+
+    /// All VIPs that the program answers neighbours for.
+    pub fn announced(&self) -> Result<AnnouncedVips, DumpError> {
+        self.announced.read()
     }
 
     /// By frontend id; id 0 has what belongs to no frontend.

@@ -56,6 +56,8 @@ impl Bpf {
             dump.devices
                 .insert(ifindex.map_err(|error| failed("DEVICES", io_error(error)))?);
         }
+        let announced = self.announced.read()?.into_iter();
+        dump.announced = announced.map(|(at, (mac, _))| (at, mac)).collect();
         Ok(dump)
     }
 }

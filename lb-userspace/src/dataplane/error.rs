@@ -58,9 +58,8 @@ pub struct DumpError {
 /// The setting that raises the size of a map.
 pub(super) fn fix(map: &str) -> &'static str {
     match map {
-        "FRONTENDS4" | "FRONTENDS6" | "SERVICES" | "FRONTEND_STATS" | "REASONS" => {
-            "raise limits.frontends"
-        }
+        "FRONTENDS4" | "FRONTENDS6" | "SERVICES" | "FRONTEND_STATS" | "REASONS" | "ANNOUNCED4"
+        | "ANNOUNCED6" => "raise limits.frontends",
         "BACKENDS" | "MEMBERS" | "SLOTS" | "NEXT_HOPS" | "BACKEND_STATS" => "raise limits.backends",
         "FLOWS4" | "FLOWS6" | "HALF_OPEN4" | "HALF_OPEN6" => "raise limits.flows",
         "SOURCES4" | "SOURCES6" => "use fewer or wider sourceRanges",

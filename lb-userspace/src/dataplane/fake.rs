@@ -11,7 +11,7 @@ use lb_common::{
         Backend, FILTER_WORDS, Frontend, FrontendKey, NextHop, Reason, Region, Service, Settings,
         SourceKey,
     },
-    bytes::{Address, Be16, V4, V6},
+    bytes::{Address, Be16, Mac, V4, V6},
 };
 
 use super::{Cause, Dataplane, DumpError, error::fix};
@@ -36,6 +36,8 @@ pub struct Fake {
     pub frontends: BTreeMap<FrontendName, Frontend>,
     pub sources: BTreeSet<SourceName>,
     pub devices: BTreeSet<u32>,
+    /// By interface index and VIP.
+    pub announced: BTreeMap<(u32, IpAddr), Mac>,
     /// Grace periods waited for.
     pub graces: usize,
 }
@@ -92,6 +94,24 @@ impl Fake {
         let used = self.frontends.keys().filter(same_family).count();
         room(map, used, self.limits.frontend_entries())?;
         self.frontends.insert(name, value);
+        Ok(())
+    }
+
+    fn announce(&mut self, ifindex: u32, address: IpAddr, mac: Mac) -> Result<(), Cause> {
+        let map = if address.is_ipv4() {
+            "ANNOUNCED4"
+        } else {
+            "ANNOUNCED6"
+        };
+        match self.announced.get(&(ifindex, address)) {
+            Some(found) if *found == mac => return Ok(()),
+            Some(_) => return Err(Cause::Exists { map }),
+            None => {}
+        }
+        let same_family = |(_, other): &&(u32, IpAddr)| other.is_ipv4() == address.is_ipv4();
+        let used = self.announced.keys().filter(same_family).count();
+        room(map, used, self.limits.announced())?;
+        self.announced.insert((ifindex, address), mac);
         Ok(())
     }
 
@@ -222,6 +242,14 @@ impl Dataplane for Fake {
             Op::RemoveDevice { ifindex } => {
                 self.devices.remove(ifindex);
             }
+            Op::InsertAnnounced {
+                ifindex,
+                address,
+                mac,
+            } => self.announce(*ifindex, *address, *mac)?,
+            Op::RemoveAnnounced { ifindex, address } => {
+                self.announced.remove(&(*ifindex, *address));
+            }
             Op::Grace => self.graces += 1,
         }
         Ok(())
@@ -233,6 +261,7 @@ impl Dataplane for Fake {
             addresses: self.addresses.clone(),
             next_hops: self.next_hops.clone(),
             devices: self.devices.clone(),
+            announced: self.announced.clone(),
             ..Dump::default()
         };
         for (name, value) in &self.frontends {
@@ -331,6 +360,9 @@ impl fmt::Display for Fake {
         }
         for ifindex in &self.devices {
             writeln!(f, "device {ifindex}")?;
+        }
+        for ((ifindex, address), mac) in &self.announced {
+            writeln!(f, "announced {address} on {ifindex}: {mac:02x?}")?;
         }
         Ok(())
     }

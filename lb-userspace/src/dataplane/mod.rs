@@ -4,6 +4,7 @@
 //! ([`Fake`]), or an error on purpose ([`Faulty`]). The reading side, [`Counters`] and [`Flows`], works beside the
 //! writing one on handles of its own. Nothing here knows services, config or time; what to write is decided in `plan`.
 
+mod announced;
 mod bpf;
 mod counters;
 mod dump;
@@ -19,6 +20,7 @@ mod usage;
 mod window;
 
 pub use self::{
+    announced::{AnnouncedMaps, AnnouncedVips, Asked},
     bpf::Bpf,
     counters::{Counters, ReasonCounts},
     error::{ApplyError, Cause, DumpError},

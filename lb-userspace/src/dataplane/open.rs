@@ -4,7 +4,9 @@ use std::{io, path::Path};
 
 use aya::{
     Pod,
-    maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, MapInfo},
+    maps::{
+        Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuHashMap,
+    },
 };
 use lb_common::abi::Settings;
 
@@ -63,6 +65,13 @@ pub(super) fn hash<K: Pod, V: Pod>(
     folder: &Path,
     name: &'static str,
 ) -> Result<HashMap<MapData, K, V>, OpenError> {
+    typed(folder, name)
+}
+
+pub(super) fn per_cpu_hash<K: Pod, V: Pod>(
+    folder: &Path,
+    name: &'static str,
+) -> Result<PerCpuHashMap<MapData, K, V>, OpenError> {
     typed(folder, name)
 }
 

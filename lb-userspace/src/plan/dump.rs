@@ -1,10 +1,13 @@
 //! What the maps hold, as far as a new agent needs it to go on from there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_common::{
     abi::{Backend, Frontend, FrontendKey, NextHop, Service, Settings, SourceKey},
-    bytes::{V4, V6},
+    bytes::{Mac, V4, V6},
 };
 
 /// Contents of the maps that the agent writes. The default is that of new maps.
@@ -26,6 +29,8 @@ pub struct Dump {
     pub sources4: Vec<(SourceKey<V4>, u32)>,
     pub sources6: Vec<(SourceKey<V6>, u32)>,
     pub devices: BTreeSet<u32>,
+    /// Entries of `ANNOUNCED4` and `ANNOUNCED6`, by interface index and VIP.
+    pub announced: BTreeMap<(u32, IpAddr), Mac>,
 }
 
 /// A service and what its regions hold. A region that lies outside its map is taken as empty.

@@ -28,7 +28,7 @@ impl Limits {
     /// memory of all but the frontends and sources when the maps are made: with the default limits 65 MiB for slots,
     /// 64 + 88 MiB for flows (IPv4, IPv6), 19 MiB for half-open flows, 7 MiB for backends and next hops, 3 MiB of
     /// counters for each CPU.
-    pub fn map_sizes(&self) -> [(&'static str, u32); 17] {
+    pub fn map_sizes(&self) -> [(&'static str, u32); 19] {
         [
             ("FRONTENDS4", self.frontend_entries()),
             ("FRONTENDS6", self.frontend_entries()),
@@ -47,6 +47,8 @@ impl Limits {
             ("FRONTEND_STATS", self.frontend_ids()),
             ("BACKEND_STATS", self.backend_ids()),
             ("REASONS", self.frontend_ids() * Reason::COUNT),
+            ("ANNOUNCED4", self.announced()),
+            ("ANNOUNCED6", self.announced()),
         ]
     }
 
@@ -68,6 +70,11 @@ impl Limits {
     /// Ids of backends: 0 is none, and those of the largest service can be replaced at once.
     pub const fn backend_ids(&self) -> u32 {
         self.backends + MAX_BACKENDS_PER_SERVICE as u32 + 1
+    }
+
+    /// Elements of `ANNOUNCED4` and `ANNOUNCED6`: each frontend may bring a VIP, which several interfaces announce.
+    pub const fn announced(&self) -> u32 {
+        4 * self.frontend_ids()
     }
 
     /// Elements of `MEMBERS`: a region has less than twice as many as its service has backends; and one of the largest.

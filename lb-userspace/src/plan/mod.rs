@@ -4,6 +4,7 @@
 //! maps hold ([`Planner::restore`]).
 
 mod addresses;
+mod announced;
 pub mod dump;
 mod error;
 mod group;
@@ -36,6 +37,7 @@ use crate::{
     desired::{self, Desired},
 };
 
+pub use announced::Announced;
 pub use dump::{Dump, DumpedService};
 pub use error::PlanError;
 pub use limits::Limits;
@@ -67,6 +69,7 @@ pub struct Planner {
     /// None: not known.
     settings: Option<Settings>,
     devices: BTreeSet<u32>,
+    announced: Announced,
     /// What a dump held and nothing wants.
     orphans: restore::Orphans,
     scratch: table::Scratch,
@@ -88,6 +91,7 @@ impl Planner {
             pools: Pools::new(&limits),
             settings: None,
             devices: BTreeSet::new(),
+            announced: Announced::new(),
             orphans: restore::Orphans::default(),
             scratch: table::Scratch::default(),
         }

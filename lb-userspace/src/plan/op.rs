@@ -1,8 +1,10 @@
 //! One step of a plan: a change of map contents, in the terms of `lb_common::abi`. Ops are applied in order.
 
+use std::net::IpAddr;
+
 use lb_common::{
     abi::{Backend, Frontend, FrontendKey, NextHop, Service, Settings, SourceKey},
-    bytes::{V4, V6},
+    bytes::{Mac, V4, V6},
 };
 
 /// A change of one map, or a wait between two.
@@ -111,6 +113,16 @@ pub enum Op {
     },
     RemoveDevice {
         ifindex: u32,
+    },
+    /// A VIP's ARP requests or neighbour solicitations that come in by an interface are answered with its MAC.
+    InsertAnnounced {
+        ifindex: u32,
+        address: IpAddr,
+        mac: Mac,
+    },
+    RemoveAnnounced {
+        ifindex: u32,
+        address: IpAddr,
     },
     /// Waits until no packet that saw the maps before this op is still in the program (RCU grace period).
     Grace,

@@ -56,6 +56,7 @@ impl Planner {
             sources4,
             sources6,
             devices,
+            announced,
         } = dump;
         let entries = entries(&frontends4, &frontends6);
         if !(services.is_empty() && backends.is_empty() && entries.is_empty()) {
@@ -65,6 +66,7 @@ impl Planner {
         planner.settings = Some(settings);
         planner.devices = devices;
         planner.filter = Filter::restored(addresses);
+        planner.restore_announced(announced);
         planner.restore_elements(&backends);
 
         let mut adoption = Adoption {

@@ -5,12 +5,14 @@ use std::{io, path::Path};
 use aya::{
     Pod,
     maps::{
-        Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key,
+        Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap,
+        lpm_trie::Key,
     },
 };
 use lb_common::{
     abi::{
-        Backend, Bucket, Flow, Frontend, FrontendKey, NextHop, Service, Settings, SourceKey, Tuple,
+        Announced, AnnouncedKey, Backend, Bucket, Flow, Frontend, FrontendKey, NextHop, Service,
+        Settings, SourceKey, Tuple,
     },
     bytes::{V4, V6},
     tables::FlowTable,
@@ -21,6 +23,7 @@ use crate::dataplane::OpenError;
 /// Maps of one family.
 pub(super) struct Family<A: 'static>
 where
+    AnnouncedKey<A>: Pod,
     FrontendKey<A>: Pod,
     SourceKey<A>: Pod,
     Tuple<A>: Pod,
@@ -30,10 +33,12 @@ where
     sources: LpmTrie<MapData, SourceKey<A>, u32>,
     established: HashMap<MapData, Tuple<A>, Flow<A>>,
     half_open: HashMap<MapData, Tuple<A>, Flow<A>>,
+    announced: PerCpuHashMap<MapData, AnnouncedKey<A>, Announced>,
 }
 
 impl<A: 'static> Family<A>
 where
+    AnnouncedKey<A>: Pod,
     FrontendKey<A>: Pod,
     SourceKey<A>: Pod,
     Tuple<A>: Pod,
@@ -46,6 +51,7 @@ where
             sources: typed(folder, &open("SOURCES"))?,
             established: typed(folder, &open("FLOWS"))?,
             half_open: typed(folder, &open("HALF_OPEN"))?,
+            announced: typed(folder, &open("ANNOUNCED"))?,
         })
     }
 
@@ -54,6 +60,11 @@ where
         let service_be = service.to_be();
         let key = Key::new(bits, SourceKey { service_be, client });
         found(self.sources.get(&key, 0))
+    }
+
+    pub(super) fn announced(&self, key: &AnnouncedKey<A>) -> io::Result<Option<Announced>> {
+        let values = found(self.announced.get(key, 0))?;
+        Ok(values.and_then(|values| values.first().copied()))
     }
 
     pub(super) fn flow(&self, table: FlowTable, key: &Tuple<A>) -> io::Result<Option<Flow<A>>> {

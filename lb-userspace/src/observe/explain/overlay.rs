@@ -10,7 +10,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        Backend, Bucket, Flow, Frontend, FrontendKey, NextHop, Reason, Service, Settings, Tuple,
+        Announced, AnnouncedKey, Backend, Bucket, Flow, Frontend, FrontendKey, NextHop, Reason,
+        Service, Settings, Tuple,
     },
     bytes::{Addr, Address as _, V4, V6},
     pipeline::Step,
@@ -136,6 +137,15 @@ macro_rules! family_tables {
 
             fn remove_flow(&self, table: FlowTable, key: &Tuple<$address>) {
                 self.$written.borrow_mut().insert((table, *key), None);
+            }
+
+            fn with_announced<R>(
+                &self,
+                key: &AnnouncedKey<$address>,
+                ask: impl FnOnce(&mut Announced) -> R,
+            ) -> Option<R> {
+                let mut entry = self.read(self.live.$live.announced(key))?;
+                Some(ask(&mut entry))
             }
 
             fn route(&self, _source: $address, destination: $address) -> Route {

@@ -179,6 +179,15 @@ impl Names<'_> {
                     None => row("next hop", name, "the kernel resolves the neighbour"),
                 }]
             }
+            Step::Announced { address, mac } => {
+                let [a, b, c, d, e, f, _, _] = mac.to_le_bytes();
+                let (address, mac) = (address.to_ip(), mac_text([a, b, c, d, e, f]));
+                vec![row(
+                    "announced",
+                    format!("{address} is at {mac}"),
+                    "announce.l2",
+                )]
+            }
             Step::End(Reason::HandedUp) => {
                 vec![row("XDP", "handed up", why(Reason::HandedUp))]
             }
@@ -269,6 +278,7 @@ const fn why(reason: Reason) -> &'static str {
         Reason::TooDeep => "options or extension headers beyond what is read",
         Reason::UnknownPort => "the VIP has no frontend on this port",
         Reason::NoBackend => "the service has no usable backend",
+        Reason::Neighbour => "a neighbour asks for an announced VIP",
         Reason::Malformed => "lengths contradict each other",
         Reason::SourceDenied => "the client is in none of the service's sourceRanges",
         Reason::TtlExpired => "TTL or hop limit is used up",
