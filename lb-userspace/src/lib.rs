@@ -1,6 +1,7 @@
 //! The agent and the CLI, in the order of their flow: facts (`config`, `net`, `health`) → `desired` → `plan` →
 //! `dataplane` → maps → `observe`. Imports point one way only.
 
+pub mod announce;
 pub mod attach;
 pub mod cli;
 pub mod config;

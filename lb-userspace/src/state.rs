@@ -1,7 +1,11 @@
 //! What the agent tells about itself, and what it can be told: the same types are the admin socket's JSON and the
 //! CLI's tables. Counters are not in here; who shows them reads the maps.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -26,6 +30,8 @@ pub struct State {
     pub maps: Vec<MapUse>,
     /// By name; shared, so that a change of one service costs little.
     pub services: BTreeMap<String, Arc<Service>>,
+    /// By interface and VIP.
+    pub announcements: Vec<Announcement>,
     pub apply: Apply,
 }
 
@@ -66,6 +72,34 @@ pub enum Attached {
     Refused {
         why: String,
     },
+}
+
+/// A VIP on an interface's LAN.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Announcement {
+    pub interface: String,
+    pub address: IpAddr,
+    #[serde(flatten)]
+    pub state: Announced,
+    /// How often the neighbours were told.
+    pub announcements: u64,
+}
+
+/// How far a VIP is announced. MACs as `aa:bb:cc:dd:ee:ff`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase",
+    tag = "state"
+)]
+pub enum Announced {
+    /// Asking whether another host has it.
+    Probing,
+    /// Answered for here; another host may say of late that it is his.
+    Announced { claimed_by: Option<String> },
+    /// Another host has it.
+    Conflict { with: String },
 }
 
 /// Where facts come from.
@@ -181,7 +215,7 @@ pub enum BackendState {
 #[serde(rename_all = "camelCase")]
 pub struct BackendPath {
     pub interface: String,
-    pub gateway: std::net::IpAddr,
+    pub gateway: IpAddr,
     /// `aa:bb:cc:dd:ee:ff`; None until the neighbour is resolved.
     pub neighbour: Option<String>,
 }

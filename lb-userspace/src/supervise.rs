@@ -19,6 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    announce::{Claim, Packets},
     attach::{self, Clock, Installation},
     cli::{Exit, ExitWith as _, Failure},
     config::{Config, ConfigErrors},
@@ -29,7 +30,8 @@ use crate::{
     observe::{self, MetricsEnd, Socket, SocketError},
     privileges,
     reconcile::{
-        self, About, DrainFile, Engine, Inputs, Outputs, Reconciler, Report, Start, Uplinks,
+        self, About, Announcing, DrainFile, Engine, Inputs, Outputs, Reconciler, Report, Start,
+        Uplinks,
     },
     state::Handle,
 };
@@ -123,8 +125,8 @@ impl Begun<'_> {
         let again = Arc::new(Notify::new());
         watch_signals(&stop, &again).context("signals")?;
 
-        let (inputs, outputs, requests) = spawn_sources(options, text, checks, &again);
-        let mut inputs = inputs;
+        let (packets, claims) = announcing(&config)?;
+        let (mut inputs, outputs, requests) = spawn_sources(options, text, checks, &again, claims);
         let mut facts = first_facts(&mut inputs).await?;
         facts.masquerades = reconcile::masquerades();
         let refusals = desired::check(&config, &facts);
@@ -193,7 +195,9 @@ impl Begun<'_> {
         }
         let mode = reconcile::mode(engine.config());
         let interfaces = engine.config().interfaces.clone();
+        let announcing = Announcing::start(&engine, packets);
         let mut reconciler = Reconciler {
+            announcing,
             engine,
             uplinks: Uplinks::default(),
             installation,
@@ -304,6 +308,7 @@ fn spawn_sources(
     text: String,
     checks: usize,
     again: &Arc<Notify>,
+    claims: mpsc::Receiver<Claim>,
 ) -> (Inputs, Outputs, mpsc::Sender<crate::state::Request>) {
     let (network_in, network) = mpsc::channel(64);
     let (pokes, pokes_out) = mpsc::channel(4);
@@ -323,12 +328,30 @@ fn spawn_sources(
         health,
         config,
         requests,
+        claims,
     };
     let outputs = Outputs {
         checks: checks_in,
         pokes,
     };
     (inputs, outputs, requests_in)
+}
+
+/// What announcing needs: sockets, if it is asked for, and what they hear.
+fn announcing(config: &Config) -> Result<(Option<Packets>, mpsc::Receiver<Claim>), Failure> {
+    let (claims_in, claims) = mpsc::channel(64);
+    if !config.announce_l2 {
+        return Ok((None, claims));
+    }
+    let (packets, listener) = Packets::open()
+        .context("packet sockets, which announce.l2 needs: give the process CAP_NET_RAW, or write announce: {l2: false}")
+        .exit(Exit::Privileges)?;
+    tokio::spawn(async move {
+        if let Err(error) = listener.run(claims_in).await {
+            tracing::error!(%error, "hosts that claim a VIP are not noticed any more");
+        }
+    });
+    Ok((Some(packets), claims))
 }
 
 async fn first_facts(inputs: &mut Inputs) -> Result<Facts, Failure> {

@@ -98,6 +98,8 @@ pub struct Configuration {
     pub interfaces: Vec<String>,
     /// Ports of the balancer's own addresses for `nat`, `FIRST-LAST`; `None` leaves the default.
     pub nat_ports: Option<String>,
+    /// Whether VIPs are announced on the LAN.
+    pub announce: bool,
     pub services: Vec<Service>,
 }
 
@@ -108,6 +110,9 @@ impl fmt::Display for Configuration {
         writeln!(f, "interfaces: {:?}", self.interfaces)?;
         if let Some(ports) = &self.nat_ports {
             writeln!(f, "nat: {{ports: {ports}}}")?;
+        }
+        if self.announce {
+            writeln!(f, "announce: {{l2: true}}")?;
         }
         writeln!(
             f,

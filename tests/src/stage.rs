@@ -177,6 +177,7 @@ pub fn configuration(way: Way, shape: Shape, backends: &[Host]) -> Configuration
     Configuration {
         interfaces,
         nat_ports: None,
+        announce: false,
         services: services(way, backends),
     }
 }

@@ -147,6 +147,20 @@ impl Topology {
         ])
     }
 
+    /// One more host in the backends' network, 10.0.0.LAST and `fd00::LAST`, to which the VIPs' networks are on link: it has
+    /// no route to the balancer.
+    pub fn neighbour(&self, name: &str, last: u8) -> Result<Host> {
+        let v6: Ipv6Addr = format!("fd00::{last}").parse()?;
+        let host = host(name, Ipv4Addr::new(10, 0, 0, last), v6)?;
+        let (own4, own6) = (host.v4.to_string(), host.v6.to_string());
+        plug(&self.router, name, "lan", &host, "eth0", &own4, &own6)?;
+        host.netns.ip([
+            "route add 192.0.2.0/24 dev eth0",
+            "route add 2001:db8::/64 dev eth0",
+        ])?;
+        Ok(host)
+    }
+
     /// Takes the balancer's `eth0` away, as if the NIC were pulled out.
     pub fn unplug_balancer(&self) -> Result<()> {
         self.balancer.netns.ip(["link del eth0"])

@@ -265,6 +265,7 @@ fn a_missing_interface_is_named() -> Result<()> {
     let configuration = Configuration {
         interfaces: vec!["eth9".into()],
         nat_ports: None,
+        announce: false,
         services: Vec::new(),
     };
     balancer.write(&configuration.to_string())?;

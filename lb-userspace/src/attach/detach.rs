@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use super::{
     AttachError, Undone, fit,
     lock::Lock,
-    lock_file, netlink,
+    lock_file, multicast, netlink,
     pins::{Home, Root},
     run_folder, tc, undo,
 };
@@ -49,7 +49,10 @@ pub fn detach(
     let wanted = |name: &str| interfaces.is_none_or(|names| names.iter().any(|one| one == name));
     for interface in netlink::interfaces().map_err(AttachError::system("interfaces"))? {
         if wanted(&interface.name) && tc::detach_clsact(&run_folder, &interface)? {
-            done.interfaces.insert(interface.name);
+            done.interfaces.insert(interface.name.clone());
+        }
+        if wanted(&interface.name) {
+            multicast::detach(&run_folder, &interface)?;
         }
     }
     let mut left = 0;
@@ -74,6 +77,7 @@ pub fn detach(
         root.remove_if_empty()
             .map_err(AttachError::system(pin_root.display().to_string()))?;
     }
+    multicast::forget(&run_folder)?;
     lock.remove()
         .and_then(|()| std::fs::remove_dir(&run_folder))
         .map_err(AttachError::system(run_folder.display().to_string()))?;

@@ -8,13 +8,15 @@ use std::{
 };
 
 use aya::{Ebpf, programs::loaded_programs};
-use lb_common::{ABI_VERSION, abi::setting_flag};
+use lb_common::{ABI_VERSION, abi::setting_flag, bytes::Mac};
 
 use super::{
     AttachError, Attached, How, Mode, Options, TcChoice, fit,
     layout::{self, Difference, Layout},
     lock::Lock,
-    lock_file, netlink, nic, object,
+    lock_file,
+    multicast::Multicast,
+    netlink, nic, object,
     pins::{Generation, Home, Root},
     run_folder, tc, xdp,
 };
@@ -27,6 +29,7 @@ pub struct Installation {
     root: Root,
     run_folder: PathBuf,
     tc: TcChoice,
+    multicast: Multicast,
     generation: Generation,
     fresh: bool,
     replaces: Option<Replaces>,
@@ -83,6 +86,7 @@ impl Installation {
         };
         let mut installation = Self {
             root,
+            multicast: Multicast::new(&run_folder),
             run_folder,
             tc: options.tc,
             fresh,
@@ -179,6 +183,12 @@ impl Installation {
             tc::detach_clsact(&self.run_folder, &found)?;
         }
         Ok(())
+    }
+
+    /// Has interfaces take in frames to these multicast MACs, by interface index and name, and of ours no others. Stays when
+    /// this process ends.
+    pub fn take_in(&mut self, wanted: &BTreeSet<(u32, String, Mac)>) -> Result<(), AttachError> {
+        self.multicast.follow(wanted)
     }
 
     /// Interfaces that have our XDP program by a pinned link, by name.

@@ -24,6 +24,8 @@ pub struct Seen {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SeenInterface {
     pub name: String,
+    /// None if the interface is gone.
+    pub index: Option<u32>,
     /// Bytes, without the Ethernet header.
     pub mtu: u32,
     /// None if no XDP program is on it any more.
@@ -56,6 +58,7 @@ pub fn look(pin_root: &Path) -> Result<Option<Seen>, AttachError> {
             .map_err(AttachError::system(format!("interface {}", pin.interface)))?;
         interfaces.push(SeenInterface {
             name: pin.interface,
+            index: found.as_ref().map(|found| found.index),
             mtu: found.as_ref().map_or(0, |found| found.mtu),
             mode: found
                 .and_then(|found| found.xdp)

@@ -18,6 +18,7 @@ mod link;
 mod lock;
 mod look;
 mod mend;
+mod multicast;
 pub(crate) mod netlink;
 mod nic;
 mod object;

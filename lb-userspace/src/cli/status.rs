@@ -16,7 +16,7 @@ use super::{
 use crate::{
     attach::{self, DEFAULT_PIN_ROOT},
     observe::{offline, view::Status},
-    state::{Attached, Bypass, SourceState},
+    state::{Announced, Announcement, Attached, Bypass, SourceState},
 };
 
 #[derive(clap::Args, Debug)]
@@ -116,6 +116,7 @@ fn draw(status: &Status, _wide: bool) -> String {
             ]
         }),
     ));
+    add_announcements(&status.announcements, &mut add);
     for interface in &status.interfaces {
         if let Attached::Refused { why } = &interface.attached {
             add(format!("{}: {why}", interface.name));
@@ -145,6 +146,31 @@ fn bypass(status: &Status) -> String {
     match reason {
         Some(reason) => format!("{switch} ({reason})"),
         None => switch.to_owned(),
+    }
+}
+
+/// A row each, those first that need someone's eye; of a long list not all.
+fn add_announcements(announcements: &[Announcement], add: &mut impl FnMut(String)) {
+    const MOST: usize = 20;
+    if announcements.is_empty() {
+        return;
+    }
+    let mut sorted: Vec<_> = announcements.iter().collect();
+    sorted.sort_by_key(|one| matches!(one.state, Announced::Announced { claimed_by: None }));
+    let rows = sorted.iter().take(MOST).map(|one| {
+        let state = match &one.state {
+            Announced::Probing => "asking for others".to_owned(),
+            Announced::Announced { claimed_by: None } => "announced".to_owned(),
+            Announced::Announced {
+                claimed_by: Some(mac),
+            } => format!("announced, and claimed by {mac}"),
+            Announced::Conflict { with } => format!("not announced: {with} has it"),
+        };
+        [one.address.to_string(), one.interface.clone(), state]
+    });
+    add(table(["VIP", "INTERFACE", "LAN"], rows));
+    if let Some(more) = sorted.len().checked_sub(MOST).filter(|more| *more > 0) {
+        add(format!("and {more} more; `-o json` has all"));
     }
 }
 
@@ -205,6 +231,22 @@ mod tests {
                 used: 18_331,
                 max: 1_048_576,
             }],
+            announcements: [
+                ("192.0.2.10", Announced::Announced { claimed_by: None }),
+                (
+                    "2001:db8::10",
+                    Announced::Conflict {
+                        with: "02:00:00:00:00:07".into(),
+                    },
+                ),
+            ]
+            .map(|(address, state)| Announcement {
+                interface: "eth0".into(),
+                address: address.parse().unwrap(),
+                state,
+                announcements: 5,
+            })
+            .into(),
         };
         assert_eq!(
             draw(&status, false),
@@ -216,6 +258,9 @@ SOURCE   STATE  AGE  OBJECTS  SKIPPED
 lb.yaml  stale  2m   3        0
 MAP    USED   MAX      USE
 flows  18331  1048576  2%
+VIP           INTERFACE  LAN
+2001:db8::10  eth0       not announced: 02:00:00:00:00:07 has it
+192.0.2.10    eth0       announced
 lb.yaml: lb.yaml:3:1: unknown field `servces`
 "
         );

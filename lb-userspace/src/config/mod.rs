@@ -50,6 +50,8 @@ pub struct Config {
     pub metrics: Metrics,
     pub limits: Limits,
     pub rejects: Rejects,
+    /// `announce.l2`: VIPs are announced on the LAN, by ARP and neighbour discovery. Default: false.
+    pub announce_l2: bool,
     /// `allowNodeAddresses`: a frontend may have an address of this host; only its port is taken, the rest passes.
     /// Default: false.
     pub allow_node_addresses: bool,
@@ -156,7 +158,7 @@ impl Config {
             }
         }
         let without_agent = read_without_agent(&mut map, faults);
-        refuse_unbuilt(&mut map, faults);
+        let announce_l2 = read_announce(&mut map, faults);
         let mut places = BTreeMap::new();
         let interfaces = read_interfaces(&mut map, faults);
         let xdp_mode = map.take_map("xdp", faults).and_then(|mut map| {
@@ -193,6 +195,7 @@ impl Config {
             metrics,
             limits,
             rejects,
+            announce_l2,
             allow_node_addresses,
             cluster_key,
             services: services.into_iter().map(|placed| placed.service).collect(),
@@ -214,20 +217,13 @@ fn read_without_agent(map: &mut Map<'_>, faults: &mut Faults) -> Option<Duration
     after
 }
 
-/// Accepts the values that say "as it is", refuses the others.
-fn refuse_unbuilt(map: &mut Map<'_>, faults: &mut Faults) {
-    if let Some(mut announce) = map.take_map("announce", faults) {
-        if let Some(l2) = announce.take("l2")
-            && l2.boolean(faults) == Some(true)
-        {
-            l2.fault(
-                faults,
-                "announcing is not supported yet",
-                "write false, and lead the VIPs here by a route or an address of the network",
-            );
-        }
-        announce.close(faults);
-    }
+fn read_announce(map: &mut Map<'_>, faults: &mut Faults) -> bool {
+    let Some(mut announce) = map.take_map("announce", faults) else {
+        return false;
+    };
+    let l2 = announce.take("l2").and_then(|l2| l2.boolean(faults));
+    announce.close(faults);
+    l2.unwrap_or(false)
 }
 
 fn read_interfaces(map: &mut Map<'_>, faults: &mut Faults) -> Vec<String> {

@@ -17,7 +17,7 @@ fn the_page_in_the_docs_reads() {
 interfaces: [eth0]
 xdp: {mode: native}
 withoutAgent: {after: never}
-announce: {l2: false}
+announce: {l2: true}
 nat: {addresses: ["192.0.2.1", "2001:db8::1"], ports: 61000-65535}
 metrics: {listen: "127.0.0.1:9470", perBackend: true}
 limits: {frontends: 4096, backends: 65536, flows: 1048576}
@@ -40,6 +40,7 @@ services:
     assert_eq!(config.interfaces, ["eth0"]);
     assert_eq!(config.limits.flows, 1_048_576);
     assert_eq!(config.rejects.per_second, 50);
+    assert!(config.announce_l2);
     assert_eq!(
         config.cluster_key,
         Some(ClusterKey([0x0011_2233_4455_6677, 0x8899_aabb_ccdd_eeff]))
@@ -89,6 +90,7 @@ fn a_ten_line_file_takes_defaults() {
     .unwrap();
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.nat.ports, 61_000..=65_535);
+    assert!(!config.announce_l2);
     assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:9470");
     assert_eq!(config.services[0].backends[0].port, None);
     let web = &config.services[0];
@@ -131,10 +133,6 @@ services:
 #[test]
 fn what_is_not_built_is_refused_not_ignored() {
     for (text, part) in [
-        (
-            "announce: {l2: true}",
-            "lb.yaml:3:16: announce.l2: announcing is not supported yet",
-        ),
         (
             "services: [{name: a, frontends: [\"192.0.2.1:1/sctp\"]}]",
             "is SCTP, which is not supported yet",

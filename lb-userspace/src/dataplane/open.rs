@@ -4,9 +4,7 @@ use std::{io, path::Path};
 
 use aya::{
     Pod,
-    maps::{
-        Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuHashMap,
-    },
+    maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuHashMap},
 };
 use lb_common::abi::Settings;
 

@@ -34,6 +34,8 @@ pub struct Facts {
 pub struct Link {
     pub name: String,
     pub up: bool,
+    /// The other end of the wire is there.
+    pub carrier: bool,
     pub loopback: bool,
     /// Bytes, without the Ethernet header.
     pub mtu: u32,

@@ -63,6 +63,7 @@ pub(super) fn link(message: LinkMessage, xdp_send: XdpSend) -> Option<(u32, Link
     let flags = message.header.flags;
     let mut link = Link {
         up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
         ..Link::default()
     };

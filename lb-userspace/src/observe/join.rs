@@ -64,6 +64,7 @@ pub(super) fn status(state: &State, maps: Vec<view::Map>, pair: &Pair, now: u64)
             })
             .collect(),
         maps,
+        announcements: state.announcements.clone(),
     }
 }
 

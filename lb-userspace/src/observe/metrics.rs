@@ -1,7 +1,9 @@
 //! Metrics for Prometheus, and the health of the agent for those who restart or route. Everything is read when
 //! scraped; nothing is counted twice.
 
-use std::{collections::BTreeMap, fmt, io, sync::Arc};
+mod announced;
+
+use std::{collections::BTreeMap, fmt, io, net::IpAddr, sync::Arc};
 
 use hyper::{Method, StatusCode};
 use lb_common::abi::{BackendCount, FrontendCount, Reason};
@@ -20,7 +22,10 @@ use super::{
     read::Maps,
     view,
 };
-use crate::state::{Attached, BackendState, SourceState, State};
+use crate::{
+    dataplane::Asked,
+    state::{Attached, BackendState, SourceState, State},
+};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -53,6 +58,7 @@ impl Metrics {
             let scrape = Scrape {
                 sample: Sample::read(&maps.counters, frontends, backends)?,
                 usage: maps.usage(&state)?,
+                asked: announced::asked(&maps.counters)?,
                 state,
                 per_backend,
             };
@@ -123,6 +129,8 @@ struct Scrape {
     state: Arc<State>,
     sample: Sample,
     usage: Vec<view::Map>,
+    /// By VIP, over all interfaces.
+    asked: BTreeMap<IpAddr, Asked>,
     per_backend: bool,
 }
 
@@ -135,6 +143,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.agent(&mut encoder)?;
         self.frontends(&mut encoder)?;
+        self.announced(&mut encoder)?;
         self.reasons(&mut encoder)?;
         self.backends(&mut encoder)
     }

@@ -1,5 +1,7 @@
 use super::*;
-use crate::state::{Apply, Backend, Frontend, Interface, Protocol, Service, Source};
+use crate::state::{
+    Announced, Announcement, Apply, Backend, Frontend, Interface, Protocol, Service, Source,
+};
 
 fn service() -> Service {
     let frontend = |address: &str, id| Frontend {
@@ -33,6 +35,10 @@ fn service() -> Service {
 }
 
 fn state() -> State {
+    let here = Announced::Announced { claimed_by: None };
+    let elsewhere = Announced::Conflict {
+        with: "02:00:00:00:00:07".into(),
+    };
     State {
         version: "0.1.0".into(),
         abi: 1,
@@ -51,6 +57,14 @@ fn state() -> State {
             skipped: 0,
             error: Some("line 3".into()),
         }],
+        announcements: [("192.0.2.10", here), ("2001:db8::10", elsewhere)]
+            .map(|(address, state)| Announcement {
+                interface: "eth0".into(),
+                address: address.parse().unwrap(),
+                state,
+                announcements: 5,
+            })
+            .into(),
         services: [("default/web".into(), Arc::new(service()))].into(),
         apply: Apply {
             errors: 2,
@@ -91,6 +105,14 @@ fn scrape() -> Scrape {
             used: 7,
             max: 100,
         }],
+        asked: [(
+            "192.0.2.10".parse().unwrap(),
+            Asked {
+                requests: 8,
+                responses: 7,
+            },
+        )]
+        .into(),
         state: Arc::new(state()),
         per_backend: true,
     }
@@ -123,6 +145,12 @@ fn the_exposition_has_the_documented_names() {
         r#"millrace_backends{namespace="default",service="web",state="down"} 0"#,
         r#"millrace_backend_packets_total{namespace="default",service="web",backend="10.0.0.11:8443"} 9"#,
         r#"millrace_backend_new_flows_total{namespace="default",service="web",backend="10.0.0.11:8443"} 3"#,
+        r#"millrace_announced{service="default/web",ip="192.0.2.10",interface="eth0",protocol="arp"} 1"#,
+        r#"millrace_announced{service="default/web",ip="2001:db8::10",interface="eth0",protocol="ndp"} 0"#,
+        r#"millrace_address_conflict{ip="2001:db8::10",interface="eth0"} 1"#,
+        r#"millrace_l2_requests_total{ip="192.0.2.10"} 8"#,
+        r#"millrace_l2_responses_total{ip="192.0.2.10"} 7"#,
+        r#"millrace_l2_gratuitous_total{ip="2001:db8::10"} 5"#,
         "# EOF",
     ] {
         assert!(

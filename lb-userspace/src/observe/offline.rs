@@ -14,10 +14,10 @@ use super::{
 };
 use crate::{
     attach::{Clock, Mode, Seen},
-    dataplane::{self, usage},
+    dataplane::{self, Counters, usage},
     lease::Lease,
     net,
-    state::{Attached, Bypass},
+    state::{Announced, Announcement, Attached, Bypass},
 };
 
 /// Between the two readings that rates come from.
@@ -74,6 +74,7 @@ pub fn status(seen: &Seen) -> io::Result<view::Status> {
                 max: map.max.into(),
             })
             .collect(),
+        announcements: announcements(seen)?,
     })
 }
 
@@ -100,6 +101,25 @@ impl Term {
             silence: now.and_then(|now| lease.silence(now)),
         }
     }
+}
+
+/// What the program answers neighbours for.
+fn announcements(seen: &Seen) -> io::Result<Vec<Announcement>> {
+    let counters = Counters::open(&seen.maps).map_err(io::Error::other)?;
+    let held = counters.announced().map_err(io::Error::other)?;
+    let name = |ifindex: u32| {
+        let mut interfaces = seen.interfaces.iter();
+        interfaces.find(|interface| interface.index == Some(ifindex))
+    };
+    let announcements = held.keys().map(|(ifindex, address)| Announcement {
+        interface: name(*ifindex)
+            .map(|interface| interface.name.clone())
+            .unwrap_or_default(),
+        address: *address,
+        state: Announced::Announced { claimed_by: None },
+        announcements: 0,
+    });
+    Ok(announcements.collect())
 }
 
 fn kernel_says(what: &str) -> io::Result<String> {

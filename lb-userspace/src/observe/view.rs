@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::state::{
-    Attached, BackendPath, BackendState, Bypass as Reason, Frontend, Protocol, SourceState,
+    Announcement, Attached, BackendPath, BackendState, Bypass as Reason, Frontend, Protocol,
+    SourceState,
 };
 
 /// `GET /v1/status`.
@@ -29,6 +30,8 @@ pub struct Status {
     pub interfaces: Vec<Interface>,
     pub sources: Vec<Source>,
     pub maps: Vec<Map>,
+    /// VIPs on the LAN; empty where none are announced.
+    pub announcements: Vec<Announcement>,
 }
 
 #[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]

@@ -21,7 +21,7 @@ use crate::{
     health::{self, Assignment, Check, Target, View},
     lease::Lease,
     net::{Facts, Masquerade, Pokes, Update},
-    plan::{PlanError, Planner},
+    plan::{self, PlanError, Planner},
     state::Refused,
 };
 
@@ -34,6 +34,7 @@ pub struct Engine<D> {
     facts: Facts,
     health: View,
     drains: Drains,
+    announced: plan::Announced,
     general: General,
     paths: Paths,
     pokes: Pokes,
@@ -124,6 +125,7 @@ impl<D: Dataplane> Engine<D> {
             facts,
             health: View::default(),
             drains,
+            announced: dump.announced,
             general: General {
                 hash_key,
                 hz,
@@ -251,6 +253,16 @@ impl<D: Dataplane> Engine<D> {
         self.facts.masquerades = masquerades;
     }
 
+    /// What the program answers neighbours for.
+    pub const fn announced(&self) -> &plan::Announced {
+        &self.announced
+    }
+
+    pub fn set_announced(&mut self, announced: plan::Announced) {
+        self.general.dirty |= self.announced != announced;
+        self.announced = announced;
+    }
+
     /// Backends went up or down.
     pub fn health(&mut self, changes: Vec<health::Change>) {
         for change in changes {
@@ -296,6 +308,7 @@ impl<D: Dataplane> Engine<D> {
             ("limits", config.limits == self.config.limits),
             ("clusterKey", config.cluster_key == self.config.cluster_key),
             ("metrics", config.metrics == self.config.metrics),
+            ("announce", config.announce_l2 == self.config.announce_l2),
         ];
         refusals.extend(
             fixed

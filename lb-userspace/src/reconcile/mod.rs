@@ -3,6 +3,7 @@
 //! Level-triggered: nothing depends on seeing each change, only on the last state of each source. What is applied stays
 //! when a source falters.
 
+mod announcing;
 mod config_file;
 mod drains;
 mod engine;
@@ -20,6 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    announcing::Announcing,
     config_file::{Text, read, watch},
     drains::DrainFile,
     engine::{Engine, FlushError, Flushed, Start},
@@ -27,6 +29,7 @@ pub use self::{
     uplinks::Uplinks,
 };
 use crate::{
+    announce::Claim,
     attach::{Clock, Installation, Mode},
     config::{Config, ConfigErrors, XdpMode},
     dataplane::Dataplane,
@@ -49,6 +52,7 @@ pub struct Inputs {
     pub health: mpsc::Receiver<Vec<Change>>,
     pub config: mpsc::Receiver<Text>,
     pub requests: mpsc::Receiver<Request>,
+    pub claims: mpsc::Receiver<Claim>,
 }
 
 /// What goes out.
@@ -67,6 +71,7 @@ pub struct Reconciler<D> {
     pub clock: Arc<Clock>,
     pub report: Report,
     pub drain_file: DrainFile,
+    pub announcing: Announcing,
     /// The config file's name, for messages.
     pub file: String,
     pub outputs: Outputs,
@@ -77,6 +82,7 @@ enum Event {
     Health(Vec<Change>),
     Config(Text),
     Request(Request),
+    Claim(Claim),
     Time,
 }
 
@@ -104,13 +110,19 @@ impl<D: Dataplane> Reconciler<D> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut retry, mut pause) = (None, RETRY[0]);
         loop {
-            let wake = [retry, self.uplinks.retry(), self.report.due()];
+            let wake = [
+                retry,
+                self.uplinks.retry(),
+                self.report.due(),
+                self.announcing.next(),
+            ];
             let wake = wake.into_iter().flatten().min();
             let event = tokio::select! {
                 Some(updates) = inputs.network.recv() => Event::Network(updates),
                 Some(changes) = inputs.health.recv() => Event::Health(changes),
                 Some(text) = inputs.config.recv() => Event::Config(text),
                 Some(request) = inputs.requests.recv() => Event::Request(request),
+                Some(claim) = inputs.claims.recv() => Event::Claim(claim),
                 _ = ticks.tick() => {
                     self.poke();
                     self.beat();
@@ -128,7 +140,9 @@ impl<D: Dataplane> Reconciler<D> {
             let tried = self.uplinks.retry().is_some_and(|at| at <= Instant::now());
             if wider || tried {
                 self.follow_interfaces();
+                self.announcing.look_again();
             }
+            self.announce();
             let due = retry.is_none_or(|at| at <= Instant::now());
             if self.engine.is_behind() && (due || !answers.is_empty()) {
                 match self.flush(begin) {
@@ -145,6 +159,9 @@ impl<D: Dataplane> Reconciler<D> {
                         pause = RETRY[1].min(pause * 2);
                     }
                 }
+            }
+            if !self.engine.is_behind() {
+                self.announcing.say();
             }
             if !answers.is_empty() {
                 self.report.publish(&self.engine);
@@ -224,6 +241,9 @@ impl<D: Dataplane> Reconciler<D> {
             Event::Request(request) => {
                 let answer = self.obey(&request.command).await;
                 answers.push((request, answer));
+            }
+            Event::Claim(claim) => {
+                self.announcing.heard(&claim, self.engine.facts());
             }
             Event::Time => {}
         }
@@ -305,7 +325,18 @@ impl<D: Dataplane> Reconciler<D> {
             mode(config),
         );
         self.note_interfaces();
+        self.announcing.look_again();
         Ok(())
+    }
+
+    /// What is due in announcing, but for the words: those wait for the maps.
+    fn announce(&mut self) {
+        let report = self
+            .announcing
+            .act(&mut self.engine, &mut self.installation);
+        if let Some(report) = report {
+            self.report.announcements(report);
+        }
     }
 
     fn follow_interfaces(&mut self) {
@@ -329,8 +360,10 @@ impl Inputs {
         let network = |inputs: &mut Self| inputs.network.try_recv().ok().map(Event::Network);
         let health = |inputs: &mut Self| inputs.health.try_recv().ok().map(Event::Health);
         let request = |inputs: &mut Self| inputs.requests.try_recv().ok().map(Event::Request);
+        let claim = |inputs: &mut Self| inputs.claims.try_recv().ok().map(Event::Claim);
         network(self)
             .or_else(|| health(self))
             .or_else(|| request(self))
+            .or_else(|| claim(self))
     }
 }

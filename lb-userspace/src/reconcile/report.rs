@@ -13,7 +13,7 @@ use super::{Engine, FlushError, Flushed, Uplinks};
 use crate::{
     config::ServiceName,
     dataplane::Dataplane,
-    state::{BackendState, Bypass, Source, SourceState, State},
+    state::{Announcement, BackendState, Bypass, Source, SourceState, State},
 };
 
 const PAUSE: Duration = Duration::from_millis(100);
@@ -116,6 +116,13 @@ impl Report {
     pub fn interfaces(&mut self, uplinks: &Uplinks) {
         self.state.interfaces = uplinks.report();
         self.changed();
+    }
+
+    pub fn announcements(&mut self, announcements: Vec<Announcement>) {
+        if self.state.announcements != announcements {
+            self.state.announcements = announcements;
+            self.changed();
+        }
     }
 
     /// A flush ended, after `took` from the first change.

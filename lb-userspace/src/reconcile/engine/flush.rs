@@ -37,6 +37,8 @@ impl<D: Dataplane> Engine<D> {
             let links = self.facts.links.keys().copied();
             let sending = links.filter(|index| self.facts.xdp_sends(*index));
             self.planner.devices(sending.collect(), &mut batch.ops);
+            self.planner
+                .announced(self.announced.clone(), &mut batch.ops);
         }
         let (present, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.dirty)
             .into_iter()
