@@ -16,7 +16,7 @@ use lb_userspace::{
 };
 
 use crate::{
-    kernel::{LOOPBACK, action, takes_ingress},
+    kernel::{LOOPBACK, action, is_at_least},
     netns::Netns,
     place::Place,
     world::{self, FRONTEND_IDS},
@@ -72,7 +72,8 @@ impl Both {
         let place = Place::make(netns)?;
         let mut uplinks = [place.interface("eth0")?, place.interface("eth1")?];
         let (mac, routed) = uplinks[0];
-        if !takes_ingress() {
+        // `BPF_PROG_TEST_RUN` takes the interface that a frame comes in by since 5.15.
+        if !is_at_least(5, 15) {
             uplinks[0].1 = LOOPBACK;
         }
         let mut ops = world::ops(TICKS_PER_SECOND, uplinks);
@@ -188,12 +189,14 @@ fn settings_of(ops: &[Op]) -> Result<Settings> {
 /// What the namespace's routing table says, as [`Place`] has set it up.
 pub fn routes(world: &mut World, ifindex: u32, mac: [u8; 6]) {
     let addr = |text: &str| Addr::from(text.parse::<IpAddr>().expect("an address"));
+    // Before, `bpf_fib_lookup` does not say it.
+    let mtu = if is_at_least(5, 12) { 1500 } else { u16::MAX };
     let hop = |last: u8, gateway: &str| Route::Hop {
         hop: Hop {
             ifindex,
             macs: Macs::new([2, 0, 0, 0, 0, last], mac),
         },
-        mtu: 1500,
+        mtu,
         gateway: addr(gateway),
     };
     let v4 = |text: &str| V4::from_addr(&addr(text));

@@ -17,16 +17,14 @@ const GROWTH: usize = 256;
 /// Index of `lo`, in every namespace.
 pub const LOOPBACK: u32 = 1;
 
-/// Whether `BPF_PROG_TEST_RUN` takes the interface that a frame comes in by: since 5.15. Before, all come in by
-/// [`LOOPBACK`].
-pub fn takes_ingress() -> bool {
+/// Whether the running kernel is this version or a later one.
+pub fn is_at_least(major: u32, minor: u32) -> bool {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy();
     let mut numbers = release
         .split(['.', '-'])
         .map_while(|text| text.parse::<u32>().ok());
-    let version = (numbers.next(), numbers.next());
-    version >= (Some(5), Some(15))
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }
 
 /// Loaded programs; the maps are pinned below a folder of this process and go away with it.
