@@ -24,7 +24,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    setup::ensure()?;
+    if args.quick || args.filter.is_some() {
+        setup::ensure()?;
+    } else {
+        setup::ensure_for_vms()?;
+    }
     let root = cargo::root();
     let scope = Scope {
         quick: args.quick,

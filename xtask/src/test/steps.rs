@@ -1,7 +1,7 @@
 //! The steps of a test run, in the order of their cost.
 
 use super::output::{Reader, Tally};
-use crate::{cargo, lint};
+use crate::{cargo, lint, vm};
 use anyhow::{Context as _, Result};
 use std::{
     fs,
@@ -25,6 +25,9 @@ pub(super) struct Scope<'a> {
 
 /// Test files of `tests/tests/` that a quick run keeps: packets only, in memory and through the kernel.
 const QUICK: [&str; 2] = ["agreement", "packets"];
+
+/// The oldest kernel that we promise to run on, and a new one.
+const KERNELS: [&str; 2] = ["5.10", "6.12"];
 
 pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
     let mut files = test_files(&root.join("tests/tests"))?;
@@ -76,6 +79,13 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
         ));
     }
     if scope.filter.is_none() && !scope.quick {
+        steps.push(Step {
+            name: "other kernels".into(),
+            run: Box::new(|| {
+                let tally = vm::table(&vm::Args::core(&KERNELS))?;
+                Ok((tally.failed == 0, tally))
+            }),
+        });
         steps.push(Step {
             name: "documentation".into(),
             run: Box::new(documentation),
