@@ -22,6 +22,8 @@ pub struct Nic {
     pub lro: Switch,
     pub gro_hw: Switch,
     pub rx_vlan: Switch,
+    /// Combined channels in use, and how many there may be.
+    pub channels: Option<(u32, u32)>,
     /// VLAN interfaces upon it.
     pub vlans: Vec<String>,
 }
@@ -47,6 +49,7 @@ impl Nic {
             lro: ethtool::offload(name, Offload::Lro)?,
             gro_hw: ethtool::offload(name, Offload::GroHw)?,
             rx_vlan: ethtool::offload(name, Offload::RxVlan)?,
+            channels: ethtool::channels(name)?,
             vlans: vlans.collect(),
         })
     }

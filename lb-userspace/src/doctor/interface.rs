@@ -26,20 +26,25 @@ pub(super) fn lines(name: &str, found: Option<&Found>, facts: &Facts) -> Vec<Lin
         xdp_program(name, inspected),
         tc_programs(inspected),
     ];
+    lines.extend(channels(name, nic, facts.mode));
     lines.extend(offloads(name, nic, facts.mode));
     lines.push(rp_filter(name, sysctls.rp_filter));
     lines.push(forwarding(name, sysctls.forwarding4, sysctls.forwarding6));
     lines.into_iter().map(|line| line.on(name)).collect()
 }
 
+fn shown(nic: &Nic) -> &str {
+    if nic.driver.is_empty() {
+        "a driver without a name"
+    } else {
+        &nic.driver
+    }
+}
+
 /// Whether the driver runs programs itself.
 fn driver(nic: &Nic, mode: Mode, kernel: &str) -> Line {
     const NAME: &str = "driver";
-    let shown = if nic.driver.is_empty() {
-        "unknown"
-    } else {
-        &nic.driver
-    };
+    let shown = shown(nic);
     if mode == Mode::Generic {
         return Line::limit(
             NAME,
@@ -85,7 +90,7 @@ fn mtu(name: &str, nic: &Nic, mode: Mode) -> Line {
         Some(most) => Line::ok(NAME, format!("{mtu} of at most {most}")),
         None if mtu > 1500 => Line::limit(
             NAME,
-            format!("{mtu}; how much {} runs XDP with is not known", nic.driver),
+            format!("{mtu}; up to which {} runs XDP is not known", shown(nic)),
             format!("ip link set dev {name} mtu 1500"),
         ),
         None => Line::ok(NAME, mtu.to_string()),
@@ -109,10 +114,33 @@ fn headroom(nic: &Nic, mode: Mode) -> Line {
     }
 }
 
+/// ENA sends for XDP by channels of their own, and wants as many again.
+fn channels(name: &str, nic: &Nic, mode: Mode) -> Option<Line> {
+    const NAME: &str = "channels";
+    let (used, most) = nic.channels?;
+    if nic.driver != "ena" || mode == Mode::Generic {
+        return None;
+    }
+    let half = (most / 2).max(1);
+    Some(if used > half {
+        Line::unfit(
+            NAME,
+            format!("{used} of {most}; ena takes a program at half of them"),
+            format!("ethtool -L {name} combined {half}"),
+        )
+    } else {
+        Line::ok(NAME, format!("{used} of {most}"))
+    })
+}
+
 fn xdp_program(name: &str, inspected: &Inspected) -> Line {
     const NAME: &str = "xdp";
     match &inspected.xdp {
-        None => Line::ok(NAME, "free"),
+        None if matches!(&*inspected.nic.driver, "veth" | "tun") => Line::ok(NAME, "free"),
+        None => Line::ok(
+            NAME,
+            "free; the first program may reset the NIC's queues for a moment",
+        ),
         Some((_, mode)) if inspected.ours => {
             let mode = match mode {
                 Mode::Native => "native",

@@ -248,6 +248,20 @@ fn an_mtu_above_the_drivers_limit_is_named_with_the_limit() {
 }
 
 #[test]
+fn ena_wants_half_of_its_channels() {
+    let with = |driver: &str, used| {
+        with_nic(|found| {
+            found.inspected.nic.driver = driver.into();
+            found.inspected.nic.channels = Some((used, 8));
+        })
+    };
+    assert_eq!(state(&with("ena", 4), "channels"), State::Ok);
+    assert_eq!(state(&with("ena", 5), "channels"), State::Unfit);
+    let told = check(&with("ice", 8));
+    assert!(told.iter().all(|line| line.check != "channels"));
+}
+
+#[test]
 fn headroom_is_known_with_the_driver() {
     assert_eq!(state(&fit(), "headroom"), State::Ok);
     let strange = with_nic(|found| found.inspected.nic.driver = "strange".into());

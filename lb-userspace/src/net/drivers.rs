@@ -53,7 +53,7 @@ const DRIVERS: [Driver; 35] = [
     driver("sfc", (5, 5), 3508),
     driver("stmmaceth", (5, 13), 1500),
     driver("tun", (4, 14), 1500),
-    driver("veth", (4, 19), 3520),
+    driver("veth", (4, 19), 3506),
     driver("vif", (5, 9), 3840),
     driver("virtio_net", (4, 10), 3506),
     driver("vmxnet3", (6, 6), 3494),

@@ -17,6 +17,7 @@ const GET_DRIVER: u32 = 0x03;
 const GET_STRINGS: u32 = 0x1b;
 const GET_SET_SIZES: u32 = 0x37;
 const GET_FEATURES: u32 = 0x3a;
+const GET_CHANNELS: u32 = 0x3c;
 const SET_FEATURES: u32 = 0x3b;
 
 /// `ETH_SS_FEATURES`
@@ -75,6 +76,18 @@ pub fn driver(interface: &str) -> io::Result<String> {
         Err(error) if unsupported(&error) => Ok(String::new()),
         Err(error) => Err(error),
         Ok(_) => Ok(text(&buffer[1..9])),
+    }
+}
+
+/// Channels of `interface` in use, and how many there may be; None where the driver does not say.
+pub fn channels(interface: &str) -> io::Result<Option<(u32, u32)>> {
+    // struct ethtool_channels: the command; most of receiving, sending, other and combined ones; how many of each.
+    let mut buffer = [0u32; 9];
+    buffer[0] = GET_CHANNELS;
+    match ioctl(interface, &mut buffer) {
+        Err(error) if unsupported(&error) => Ok(None),
+        Err(error) => Err(error),
+        Ok(_) => Ok((buffer[4] > 0).then_some((buffer[8], buffer[4]))),
     }
 }
 

@@ -14,7 +14,10 @@ use lb_tests::{
 use lb_userspace::{
     attach::{self, Mend},
     doctor::{Line, State},
-    net::ethtool::{self, Offload},
+    net::{
+        drivers,
+        ethtool::{self, Offload},
+    },
 };
 
 /// What `millrace doctor ARGUMENTS` says, and how it ends.
@@ -55,7 +58,7 @@ fn doctor_tells_a_fit_machine_from_an_unfit_one() -> Result<()> {
             .found
             .starts_with("veth, native XDP since 4.19")
     );
-    ensure!(line(&lines, "mtu")?.found == "1500 of at most 3520");
+    ensure!(line(&lines, "mtu")?.found == "1500 of at most 3506");
     ensure!(line(&lines, "nat ports")?.state == State::Ok);
     let shown = balancer.cli(&["doctor", "--config", &file])?;
     println!("{shown}");
@@ -84,6 +87,22 @@ fn doctor_tells_a_fit_machine_from_an_unfit_one() -> Result<()> {
     host.sysctl("net.ipv4.conf.eth0.rp_filter", "1")?;
     let (lines, code) = doctor(&balancer, &judged)?;
     ensure!(code == 12 && line(&lines, "rp_filter")?.state == State::Limit);
+    Ok(())
+}
+
+#[test]
+fn the_driver_table_is_right_about_veth() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let topology = Topology::build(Shape::OneArm, 1)?;
+    let most = drivers::known("veth").and_then(|veth| veth.max_mtu);
+    let most = most.context("a limit")?;
+    for (mtu, fits) in [(most, true), (most + 1, false)] {
+        topology.router.ip([&*format!("link set lb mtu {mtu}")])?;
+        let attached = PassProgram::attach(&topology.balancer.netns, "eth0");
+        ensure!(attached.is_ok() == fits, "{mtu}: {attached:?}");
+    }
     Ok(())
 }
 

@@ -21,6 +21,15 @@ fn an_off_switch_lets_everything_pass_and_keeps_the_tables() -> Result<()> {
     // It outlives the agent, whatever the end of that.
     stage.balancer.kill()?;
     passes(&stage)?;
+    // Without an agent the maps are told.
+    let said = stage.balancer.cli(&["bypass", "off"])?;
+    ensure!(
+        said == "bypass off, by the maps alone: no agent runs\n",
+        "{said}"
+    );
+    serves(&stage)?;
+    stage.balancer.cli(&["bypass", "on"])?;
+    passes(&stage)?;
     stage.balancer.run()?;
     passes(&stage)?;
     // And maps of another size.
@@ -74,7 +83,7 @@ fn a_confirmed_trial_goes_on() -> Result<()> {
     }
     let mut stage = stage("")?;
     stage.balancer.stop()?;
-    stage.balancer.run_with(&["--try", "10s"])?;
+    stage.balancer.run_with(&["--try", "1m"])?;
     let shown = stage.balancer.cli(&["status"])?;
     ensure!(shown.contains("bypass off (on trial for"), "{shown}");
     let confirmed = stage.balancer.cli(&["confirm"])?;
@@ -127,6 +136,7 @@ fn no_stale_forwarding_for_ever() -> Result<()> {
         shown.contains("agent down  bypass on (the agent is silent for"),
         "{shown}"
     );
+    println!("{shown}");
     login.check()?;
     stage.balancer.run()?;
     serves(&stage)?;
