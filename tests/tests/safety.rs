@@ -84,6 +84,7 @@ fn picture(host: &Netns) -> Result<Vec<String>> {
         "tc filter show dev eth0 ingress",
         "ip -d link",
         "ip -br address",
+        "ip maddress",
         "ip route show table all",
         "ip -6 route show table all",
         "nft list ruleset",

@@ -268,7 +268,9 @@ fn uninstalling_leaves_the_host_as_it_was() -> Result<()> {
     let mut login = Login::open(&topology)?;
     let before = picture(host)?;
     let mut balancer = Balancer::prepare(host)?;
-    let configuration = stage::configuration(Way::Nat, Shape::OneArm, &topology.backends);
+    let mut configuration = stage::configuration(Way::Nat, Shape::OneArm, &topology.backends);
+    // Announcing joins multicast groups.
+    configuration.announce = true;
     login.during(|| {
         for _ in 0..3 {
             balancer.write(&configuration.to_string())?;
@@ -278,6 +280,12 @@ fn uninstalling_leaves_the_host_as_it_was() -> Result<()> {
             balancer.run()?;
             let refused = balancer.output(&["detach"])?;
             ensure!(refused.status.code() == Some(9), "{refused:?}");
+            until(PATIENCE, || {
+                let groups =
+                    host.run(Command::new("ip").args(["maddress", "show", "dev", "eth0"]))?;
+                ensure!(groups.contains("33:33:ff:00:00:10"), "{groups}");
+                Ok(())
+            })?;
             balancer.kill()?;
             balancer.cli(&["detach"])?;
         }
