@@ -10,8 +10,8 @@ use std::{
 
 use crate::{
     abi::{
-        Announced, AnnouncedKey, Backend, BackendCount, Flow, Frontend, FrontendCount, FrontendKey,
-        NextHop, Reason, Service, Tuple, filter_bit,
+        Announced, AnnouncedKey, Backend, BackendCount, Flow, Fragment, FragmentKey, Frontend,
+        FrontendCount, FrontendKey, NextHop, Reason, Service, Tuple, filter_bit,
     },
     bytes::{Addr, Address, V4, V6},
     checksum::{self, Delta},
@@ -87,6 +87,7 @@ pub struct Family<A: Address + core::hash::Hash> {
     pub established: RefCell<HashMap<Tuple<A>, Flow<A>>>,
     pub half_open: RefCell<HashMap<Tuple<A>, Flow<A>>>,
     pub announced: RefCell<HashMap<AnnouncedKey<A>, Announced>>,
+    pub fragments: RefCell<HashMap<FragmentKey<A>, Fragment<A>>>,
     /// Network, prefix length in bits and answer of the routing table; the first that matches counts, and an address
     /// that none does is [`Route::Unknown`].
     pub routes: Vec<(A, u32, Route)>,
@@ -100,6 +101,7 @@ impl<A: Address + core::hash::Hash> Default for Family<A> {
             established: RefCell::default(),
             half_open: RefCell::default(),
             announced: RefCell::default(),
+            fragments: RefCell::default(),
             routes: Vec::new(),
         }
     }
@@ -132,6 +134,7 @@ pub struct World {
     /// Tokens left, by budget; a rate refills nothing while `now` stands still.
     pub reject_tokens: Cell<u32>,
     pub flow_tokens: Cell<u32>,
+    pub fragment_tokens: Cell<u32>,
     pub forwarded: RefCell<BTreeMap<u32, FrontendCount>>,
     pub backend_counts: RefCell<BTreeMap<u32, BackendCount>>,
     pub reasons: RefCell<BTreeMap<(u32, Reason), u64>>,
@@ -219,6 +222,22 @@ macro_rules! family_tables {
                 self.$field.announced.borrow_mut().get_mut(key).map(ask)
             }
 
+            fn with_fragment<R>(
+                &self,
+                key: &FragmentKey<$address>,
+                read: impl FnOnce(&Fragment<$address>) -> R,
+            ) -> Option<R> {
+                self.$field.fragments.borrow().get(key).map(read)
+            }
+
+            fn remember_fragment(
+                &self,
+                key: &FragmentKey<$address>,
+                fragment: &Fragment<$address>,
+            ) {
+                self.$field.fragments.borrow_mut().insert(*key, *fragment);
+            }
+
             fn route(&self, _source: $address, destination: $address) -> Route {
                 self.$field
                     .routes
@@ -274,6 +293,7 @@ impl Tables for World {
         let tokens = match budget {
             Budget::Reject => &self.reject_tokens,
             Budget::Flow => &self.flow_tokens,
+            Budget::Fragment => &self.fragment_tokens,
         };
         let left = tokens.get();
         tokens.set(left.saturating_sub(1));

@@ -4,8 +4,8 @@ use core::ops::Deref;
 
 use crate::{
     abi::{
-        Announced, AnnouncedKey, Backend, Flow, Frontend, FrontendKey, Hop, NextHop, Reason,
-        Service, Tuple,
+        Announced, AnnouncedKey, Backend, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Hop,
+        NextHop, Reason, Service, Tuple,
     },
     bytes::{Addr, Address, V4, V6},
     pipeline::Step,
@@ -37,6 +37,7 @@ pub enum Route {
 pub enum Budget {
     Reject,
     Flow,
+    Fragment,
 }
 
 /// Where the pipeline runs.
@@ -74,6 +75,16 @@ pub trait FamilyTables<A: Address> {
         key: &AnnouncedKey<A>,
         ask: impl FnOnce(&mut Announced) -> R,
     ) -> Option<R>;
+
+    /// Reads what is known of a datagram's first fragment.
+    fn with_fragment<R>(
+        &self,
+        key: &FragmentKey<A>,
+        read: impl FnOnce(&Fragment<A>) -> R,
+    ) -> Option<R>;
+
+    /// Remembers a first fragment, in the place of another with its key.
+    fn remember_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment<A>);
 
     /// Asks the kernel's routing table.
     fn route(&self, source: A, destination: A) -> Route;

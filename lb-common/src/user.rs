@@ -6,8 +6,8 @@
 
 use crate::{
     abi::{
-        Announced, AnnouncedKey, Backend, BackendCount, Bucket, Flow, Frontend, FrontendCount,
-        FrontendKey, NextHop, Service, Settings, SourceKey, Tuple,
+        Announced, AnnouncedKey, Backend, BackendCount, Bucket, Flow, Fragment, FragmentKey,
+        Frontend, FrontendCount, FrontendKey, NextHop, Service, Settings, SourceKey, Tuple,
     },
     bytes::{V4, V6},
 };
@@ -28,6 +28,10 @@ pod!(
     Bucket,
     Flow<V4>,
     Flow<V6>,
+    Fragment<V4>,
+    Fragment<V6>,
+    FragmentKey<V4>,
+    FragmentKey<V6>,
     Frontend,
     FrontendCount,
     FrontendKey<V4>,

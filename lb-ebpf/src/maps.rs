@@ -8,8 +8,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Announced, AnnouncedKey, Backend, BackendCount, Bucket, FILTER_WORDS, Flow, Frontend,
-        FrontendCount, FrontendKey, NextHop, Reason, Service, Settings, SourceKey, Tuple,
+        Announced, AnnouncedKey, Backend, BackendCount, Bucket, FILTER_WORDS, Flow, Fragment,
+        FragmentKey, Frontend, FrontendCount, FrontendKey, NextHop, Reason, Service, Settings,
+        SourceKey, Tuple,
     },
     bytes::{V4, V6},
     pipeline::Scratch,
@@ -64,6 +65,15 @@ pub static FLOWS6: LruHashMap<Tuple<V6>, Flow<V6>> = LruHashMap::with_max_entrie
 pub static HALF_OPEN4: LruHashMap<Tuple<V4>, Flow<V4>> = LruHashMap::with_max_entries(65_536, 0);
 #[map]
 pub static HALF_OPEN6: LruHashMap<Tuple<V6>, Flow<V6>> = LruHashMap::with_max_entries(65_536, 0);
+
+/// First fragments, for those that follow. The program writes them, as often as their budget allows; nothing else is
+/// evicted by a flood of them.
+#[map]
+pub static FRAGMENTS4: LruHashMap<FragmentKey<V4>, Fragment<V4>> =
+    LruHashMap::with_max_entries(8192, 0);
+#[map]
+pub static FRAGMENTS6: LruHashMap<FragmentKey<V6>, Fragment<V6>> =
+    LruHashMap::with_max_entries(8192, 0);
 
 /// Devices that XDP may send on: interface index to itself. The agent writes them.
 #[map]

@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Announced, AnnouncedKey, Backend, Bucket, Flow, Frontend, FrontendKey, Hop, NextHop,
-        Reason, Service, SourceKey, Tuple,
+        Announced, AnnouncedKey, Backend, Bucket, Flow, Fragment, FragmentKey, Frontend,
+        FrontendKey, Hop, NextHop, Reason, Service, SourceKey, Tuple,
     },
     bytes::{Addr, Address, Macs, V4, V6},
     tables::{Budget, FamilyTables, FlowTable, Home, Route, Tables},
@@ -19,8 +19,8 @@ use lb_common::{
 
 use crate::maps::{
     ADDRESSES, ANNOUNCED4, ANNOUNCED6, BACKEND_STATS, BACKENDS, BUCKETS, FLOWS4, FLOWS6,
-    FRONTEND_STATS, FRONTENDS4, FRONTENDS6, HALF_OPEN4, HALF_OPEN6, MEMBERS, NEXT_HOPS, REASONS,
-    ROUTE, SERVICES, SETTINGS, SLOTS, SOURCES4, SOURCES6,
+    FRAGMENTS4, FRAGMENTS6, FRONTEND_STATS, FRONTENDS4, FRONTENDS6, HALF_OPEN4, HALF_OPEN6,
+    MEMBERS, NEXT_HOPS, REASONS, ROUTE, SERVICES, SETTINGS, SLOTS, SOURCES4, SOURCES6,
 };
 
 /// All tables; the context is what route look-ups need.
@@ -130,7 +130,7 @@ impl FlowMaps for V6 {
 }
 
 macro_rules! family_tables {
-    ($address:ty, $frontends:ident, $sources:ident, $announced:ident, $bits:expr, |$query:ident, $source:ident, $destination:ident| $fill:block) => {
+    ($address:ty, $frontends:ident, $sources:ident, $announced:ident, $fragments:ident, $bits:expr, |$query:ident, $source:ident, $destination:ident| $fill:block) => {
         impl<const TC: bool> FamilyTables<$address> for KernelTables<TC> {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$address>) -> Option<Frontend> {
@@ -189,6 +189,24 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
+            fn with_fragment<R>(
+                &self,
+                key: &FragmentKey<$address>,
+                read: impl FnOnce(&Fragment<$address>) -> R,
+            ) -> Option<R> {
+                let fragment = $fragments.get_ptr(key)?;
+                // SAFETY: the kernel checked the pointer. An evicted entry may be given to another key: what is read
+                // then is another datagram's, whose fragments are as short-lived.
+                Some(read(unsafe { &*fragment }))
+            }
+
+            #[inline(always)]
+            fn remember_fragment(&self, key: &FragmentKey<$address>, fragment: &Fragment<$address>) {
+                // What the map has no room for is not remembered, and its later fragments are dropped and counted.
+                _ = $fragments.insert(key, fragment, 0);
+            }
+
+            #[inline(always)]
             fn route(&self, $source: $address, $destination: $address) -> Route {
                 let Some(query) = ROUTE.get_ptr_mut(0) else {
                     return Route::Unknown;
@@ -211,6 +229,7 @@ family_tables!(
     FRONTENDS4,
     SOURCES4,
     ANNOUNCED4,
+    FRAGMENTS4,
     64,
     |query, source, destination| {
         query.family = AF_INET;
@@ -223,6 +242,7 @@ family_tables!(
     FRONTENDS6,
     SOURCES6,
     ANNOUNCED6,
+    FRAGMENTS6,
     160,
     |query, source, destination| {
         query.family = AF_INET6;
@@ -285,6 +305,7 @@ impl<const TC: bool> Tables for KernelTables<TC> {
         let index = match budget {
             Budget::Reject => Bucket::REJECT,
             Budget::Flow => Bucket::FLOW,
+            Budget::Fragment => Bucket::FRAGMENT,
         };
         let (Some(bucket), Some(settings)) = (BUCKETS.get_ptr_mut(index), SETTINGS.get(0)) else {
             return false;

@@ -176,6 +176,8 @@ pub fn settings() -> Settings {
         reject_burst: 1_000_000,
         flow_rate: 1_000_000,
         flow_burst: 1_000_000,
+        fragment_rate: 1_000_000,
+        fragment_burst: 1_000_000,
         ..Settings::default()
     }
 }

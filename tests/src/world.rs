@@ -107,6 +107,8 @@ pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
         reject_burst: 1_000_000,
         flow_rate: 1_000_000,
         flow_burst: 1_000_000,
+        fragment_rate: 1_000_000,
+        fragment_burst: 1_000_000,
         ..Settings::default()
     })];
     for (_, ifindex) in macs {
@@ -257,6 +259,7 @@ pub fn simulate(ops: &[Op]) -> World {
     let mut world = World {
         reject_tokens: u32::MAX.into(),
         flow_tokens: u32::MAX.into(),
+        fragment_tokens: u32::MAX.into(),
         ..World::default()
     };
     for op in ops {

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
+use lb_common::ABI_VERSION;
 use lb_tests::{
     is_root,
     netns::{Folder, Netns, run, unique_name},
@@ -241,9 +242,9 @@ fn other_sizes_make_new_maps_beside_the_old_ones() -> Result<()> {
         "{}",
         replaces.why
     );
-    assert_eq!((replaces.abi, replaces.flows), (1, 0));
+    assert_eq!((replaces.abi, replaces.flows), (ABI_VERSION, 0));
     // Killed while the new maps are filled: the old ones are still those in use, the new ones are left behind.
-    let left = place.options.pin_root.join("abi1-7");
+    let left = place.options.pin_root.join(format!("abi{ABI_VERSION}-7"));
     fs::create_dir(&left)?;
     for map in fs::read_dir(installation.maps())? {
         let map = map?.path();

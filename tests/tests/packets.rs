@@ -1,8 +1,16 @@
 //! What the path does to each kind of packet, on the kernel and on the host. Expected frames and checksums are
 //! etherparse's.
 
+#[path = "packets/echo.rs"]
+mod echo;
+#[path = "packets/fragments.rs"]
+mod fragments;
+#[path = "packets/icmp.rs"]
+mod icmp;
 #[path = "packets/lan.rs"]
 mod lan;
+#[path = "packets/mtu.rs"]
+mod mtu;
 #[path = "packets/odd.rs"]
 mod odd;
 #[path = "packets/stateful.rs"]
@@ -27,7 +35,7 @@ enum Kind {
     Udp,
 }
 
-/// A packet from `from` to `to`, with 40 bytes of payload.
+/// A packet from `from` to `to`, with 40 bytes of payload unless asked for others.
 #[derive(Clone, Copy, Debug)]
 struct Packet {
     from: (IpAddr, u16),
@@ -59,7 +67,17 @@ impl Packet {
         self.between([2, 0, 0, 0, 0, 1], both.uplinks[0].0)
     }
 
+    /// The same with `length` bytes of payload, no two words alike.
+    fn long_frame(&self, both: &Both, length: usize) -> Vec<u8> {
+        let payload: Vec<u8> = (0..=length as u32 / 4).flat_map(u32::to_be_bytes).collect();
+        self.with_payload([2, 0, 0, 0, 0, 1], both.uplinks[0].0, &payload[..length])
+    }
+
     fn between(&self, source: [u8; 6], destination: [u8; 6]) -> Vec<u8> {
+        self.with_payload(source, destination, &[0xa5; 40])
+    }
+
+    fn with_payload(&self, source: [u8; 6], destination: [u8; 6], payload: &[u8]) -> Vec<u8> {
         let builder = PacketBuilder::ethernet2(source, destination);
         let builder = match (self.from.0, self.to.0) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -71,11 +89,10 @@ impl Packet {
             _ => unreachable!("ends of one family"),
         };
         let mut frame = Vec::new();
-        let payload = [0xa5; 40];
         if self.kind == Kind::Udp {
             builder
                 .udp(self.from.1, self.to.1)
-                .write(&mut frame, &payload)
+                .write(&mut frame, payload)
         } else {
             let mut tcp = TcpHeader::new(self.from.1, self.to.1, self.sequence, 1000);
             tcp.syn = matches!(self.kind, Kind::Syn | Kind::SynAck);
@@ -83,7 +100,7 @@ impl Packet {
             tcp.fin = self.kind == Kind::Fin;
             tcp.rst = self.kind == Kind::Rst;
             tcp.acknowledgment_number = if tcp.ack { self.acknowledged } else { 0 };
-            builder.tcp_header(tcp).write(&mut frame, &payload)
+            builder.tcp_header(tcp).write(&mut frame, payload)
         }
         .expect("a vector takes it");
         frame
@@ -134,6 +151,19 @@ fn assert_checksums(frame: &[u8]) {
             );
             assert_eq!(udp.checksum(), sum.expect("short payload"));
         }
-        other => unreachable!("{other:?}"),
+        TransportSlice::Icmpv4(icmp) => {
+            assert_eq!(
+                icmp.checksum(),
+                icmp.icmp_type().calc_checksum(icmp.payload())
+            );
+        }
+        TransportSlice::Icmpv6(icmp) => {
+            let ip = v6.expect("IPv6");
+            let sum = icmp
+                .icmp_type()
+                .calc_checksum(ip.source(), ip.destination(), icmp.payload());
+            assert_eq!(icmp.checksum(), sum.expect("short payload"));
+        }
+        other @ TransportSlice::Igmp(_) => unreachable!("{other:?}"),
     }
 }

@@ -28,10 +28,9 @@ pub struct BackendCount {
 #[repr(u32)]
 pub enum Reason {
     // Passed to the kernel's stack.
-    Fragment = 0,
+    /// Neighbour discovery, which is part of `ICMPv6`.
     Icmp = 1,
     Protocol = 2,
-    TooBig = 3,
     NoFlow = 4,
     /// Handed up to the tc program: neighbour unknown, or a device that XDP cannot send on.
     HandedUp = 5,
@@ -42,6 +41,10 @@ pub enum Reason {
     NoBackend = 9,
     /// An ARP request or neighbour solicitation for an announced VIP.
     Neighbour = 14,
+    /// An echo request.
+    Echo = 10,
+    /// Does not fit the way to its backend; the client was told what does.
+    TooBig = 11,
     // Dropped.
     Malformed = 16,
     SourceDenied = 17,
@@ -56,23 +59,41 @@ pub enum Reason {
     Inconsistent = 24,
     /// Would be answered, but nobody is owed one: a RST, a source that is no single host, IP options.
     NotAnswered = 25,
+    /// A later fragment before its first, or after that was forgotten.
+    FragmentUnknown = 26,
+    /// A later fragment that claims bytes of its first.
+    FragmentOverlap = 27,
+    /// A first fragment without the whole transport header.
+    FragmentTiny = 28,
+    /// More first fragments than the budget allows.
+    FragmentLimited = 29,
+    /// Does not fit the way to its backend, and the client cannot be made to send less.
+    DoesNotFit = 30,
+    /// An ICMP error that embeds no packet of ours.
+    IcmpMalformed = 31,
+    /// An ICMP error about a packet of no frontend, flow or backend.
+    IcmpUnmatched = 32,
+    /// A packet-too-big below the minimum MTU.
+    IcmpMtu = 33,
+    /// ICMP that is neither an echo request nor an error, or in fragments.
+    IcmpType = 34,
 }
 
 impl Reason {
     /// Elements per frontend.
-    pub const COUNT: u32 = 32;
+    pub const COUNT: u32 = 48;
 
-    pub const ALL: [Self; 20] = [
-        Self::Fragment,
+    pub const ALL: [Self; 29] = [
         Self::Icmp,
         Self::Protocol,
-        Self::TooBig,
         Self::NoFlow,
         Self::HandedUp,
         Self::TooDeep,
         Self::UnknownPort,
         Self::NoBackend,
         Self::Neighbour,
+        Self::Echo,
+        Self::TooBig,
         Self::Malformed,
         Self::SourceDenied,
         Self::TtlExpired,
@@ -83,6 +104,15 @@ impl Reason {
         Self::NoHeadroom,
         Self::Inconsistent,
         Self::NotAnswered,
+        Self::FragmentUnknown,
+        Self::FragmentOverlap,
+        Self::FragmentTiny,
+        Self::FragmentLimited,
+        Self::DoesNotFit,
+        Self::IcmpMalformed,
+        Self::IcmpUnmatched,
+        Self::IcmpMtu,
+        Self::IcmpType,
     ];
 
     /// The reason with this number; [`Self::Inconsistent`] for a number that is none.
@@ -100,16 +130,16 @@ impl Reason {
     /// The name in metrics, CLI and docs.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Fragment => "fragment",
             Self::Icmp => "icmp",
             Self::Protocol => "protocol",
-            Self::TooBig => "too_big",
             Self::NoFlow => "no_flow",
             Self::HandedUp => "handed_up",
             Self::TooDeep => "too_deep",
             Self::UnknownPort => "unknown_port",
             Self::NoBackend => "no_backend",
             Self::Neighbour => "neighbour",
+            Self::Echo => "echo",
+            Self::TooBig => "too_big",
             Self::Malformed => "malformed",
             Self::SourceDenied => "source_denied",
             Self::TtlExpired => "ttl_expired",
@@ -120,6 +150,15 @@ impl Reason {
             Self::NoHeadroom => "no_headroom",
             Self::Inconsistent => "inconsistent",
             Self::NotAnswered => "not_answered",
+            Self::FragmentUnknown => "fragment_unknown",
+            Self::FragmentOverlap => "fragment_overlap",
+            Self::FragmentTiny => "fragment_tiny",
+            Self::FragmentLimited => "fragment_limited",
+            Self::DoesNotFit => "does_not_fit",
+            Self::IcmpMalformed => "icmp_malformed",
+            Self::IcmpUnmatched => "icmp_unmatched",
+            Self::IcmpMtu => "icmp_mtu",
+            Self::IcmpType => "icmp_type",
         }
     }
 

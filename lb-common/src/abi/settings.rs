@@ -2,7 +2,7 @@
 
 use crate::bytes::Address;
 
-/// The one element of `SETTINGS`, 64 bytes. Each field is one word, so a change is seen whole.
+/// The one element of `SETTINGS`, 72 bytes. Each field is one word, so a change is seen whole.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C, align(8))]
 pub struct Settings {
@@ -22,6 +22,9 @@ pub struct Settings {
     /// New established flows per second and CPU, and the most at once.
     pub flow_rate: u32,
     pub flow_burst: u32,
+    /// First fragments remembered per second and CPU, and the most at once.
+    pub fragment_rate: u32,
+    pub fragment_burst: u32,
     /// Jiffies after which everything passes, all 64 bits: these never come round again, so what has expired stays so
     /// until an agent writes another term. 0: never.
     pub expires: u64,
@@ -59,7 +62,9 @@ impl Bucket {
     pub const REJECT: u32 = 0;
     /// Index of the budget of new established flows.
     pub const FLOW: u32 = 1;
-    pub const COUNT: u32 = 2;
+    /// Index of the budget of first fragments.
+    pub const FRAGMENT: u32 = 2;
+    pub const COUNT: u32 = 3;
 
     /// Takes one token: the whole bucket is refilled for the time gone by, `burst` at most.
     #[inline(always)]
@@ -108,7 +113,7 @@ pub fn filter_bit<A: Address>(address: &A) -> (u32, u64) {
     (mix >> 20, 1 << ((mix >> 14) & 63))
 }
 
-const _: () = assert!(size_of::<Settings>() == 64);
+const _: () = assert!(size_of::<Settings>() == 72);
 const _: () = assert!(size_of::<Bucket>() == 8);
 
 #[cfg(test)]

@@ -179,6 +179,19 @@ pub(crate) fn reply<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     egress::send(packet, path, &scratch.exit).pack()
 }
 
+/// [`to_client`] where stack matters more than a call; [`egress::OK`] or a reason.
+#[inline(never)]
+pub(crate) fn way_back<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &P,
+    path: &Path<'_, T>,
+    table: FlowTable,
+    scratch: &mut FamilyScratch<A>,
+) -> u64 {
+    let now = path.tables.now();
+    to_client(packet, path, table, scratch, now)
+        .map_or_else(|reason| reason as u64, |()| egress::OK)
+}
+
 /// Sets `scratch.exit` to the way to the client: the one found less than a second ago, else the kernel's, else the one
 /// its packets came by.
 #[inline(always)]

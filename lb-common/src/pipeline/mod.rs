@@ -1,21 +1,27 @@
 //! The packet path: frame bytes and tables in, verdict and frame bytes out.
 //!
 //! parse → not ours: leave at once → frontend → source ranges → flow (`nat`) → slot → owner → backend → mode → next
-//! hop → verdict. Fragments, ICMP and what encapsulation makes too big have their place in [`classify`] and
-//! [`encap`]: they are passed and counted.
+//! hop → verdict. Fragments and ICMP leave this path in [`classify`] and take the one of [`odd`], which comes back to it
+//! where it can.
 
 mod arp;
 mod classify;
+mod echo;
 mod egress;
 mod encap;
 mod flows;
+mod fragment;
+mod icmp;
+mod mtu;
 mod nat;
 mod ndp;
+mod odd;
 mod parse;
 mod reject;
 mod rewrite;
 mod scratch;
 mod select;
+mod steer;
 mod step;
 
 use parse::Layout;
@@ -25,7 +31,7 @@ pub use step::Step;
 
 use crate::{
     abi::{AnnouncedKey, Frontend, Reason, Settings},
-    bytes::{Address, Macs, V4, V6},
+    bytes::{Address, Be16, Macs, V4, V6},
     packet::Packet,
     tables::{Budget, FamilyTables, Tables},
 };
@@ -102,6 +108,13 @@ impl<T: Tables> Path<'_, T> {
         } else {
             Verdict::Drop(reason)
         }
+    }
+
+    /// Whether a backend may answer to this port.
+    #[inline(always)]
+    pub(crate) fn is_nat_port(&self, port: Be16) -> bool {
+        let (port, ports) = (u32::from(port.to_host()), self.settings.nat_ports);
+        ports != 0 && port >= ports & 0xffff && port <= ports >> 16
     }
 }
 
@@ -188,44 +201,43 @@ fn by_family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     link: Link,
 ) -> Verdict {
     scratch.parsed.link = link;
-    let mut word = classify::family(packet, path, scratch);
-    if word == classify::FLOWS {
-        word = nat::forward(packet, path, scratch);
-    } else if word == classify::UNCLAIMED {
-        word = unclaimed(packet, path, scratch).pack();
-    } else if word == classify::SOLICITATION {
-        word = ndp::answer(packet, path, &scratch.parsed.link);
-    }
-    if word == classify::UNANSWERED {
-        word = reject::answer(packet, path, scratch);
-    }
-    Verdict::unpack(word)
+    let word = classify::family(packet, path, scratch);
+    Verdict::unpack(if classify::goes_on(word) {
+        odd::go_on(packet, path, scratch, word)
+    } else {
+        word
+    })
 }
 
 /// A TCP or UDP packet to an address that may be ours, on no frontend's port: a reply to a flow of ours, a VIP's unknown
-/// port, or nobody's.
+/// port, or nobody's. `first`: the first of its fragments.
 #[inline(always)]
 fn unclaimed<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
-) -> Verdict {
-    let port = u32::from(scratch.parsed.tuple.destination_port.to_host());
-    let ports = path.settings.nat_ports;
-    let in_range = ports != 0 && port >= ports & 0xffff && port <= ports >> 16;
+    first: bool,
+) -> u64 {
+    let in_range = path.is_nat_port(scratch.parsed.tuple.destination_port);
     if in_range {
-        let word = flows::reply(packet, path, scratch);
+        let mut word = egress::OK;
+        if first {
+            word = fragment::admit_reply(path, scratch);
+        }
+        if word == egress::OK {
+            word = flows::reply(packet, path, scratch);
+        }
         if word != Verdict::NotOurs.pack() {
-            return Verdict::unpack(word);
+            return word;
         }
     }
     if classify::is_vip(path, scratch.parsed.tuple.destination) {
         scratch.frontend = Frontend::default();
         scratch.refusal = Reason::UnknownPort as u32;
-        return Verdict::unpack(reject::answer(packet, path, scratch));
+        return classify::UNANSWERED;
     }
     if in_range {
-        return path.end(0, Reason::NoFlow);
+        return path.end(0, Reason::NoFlow).pack();
     }
-    Verdict::NotOurs
+    Verdict::NotOurs.pack()
 }

@@ -2,9 +2,9 @@
 //! the flow's hash, so that what is lost of a flow is found again at the same place.
 
 use super::{
-    FamilyScratch, Path, Step, Verdict,
+    FamilyScratch, Path, Step, classify,
     egress::{self, Exit},
-    flows,
+    flows, fragment,
     parse::{Layout, Parsed, tcp_flag},
     rewrite, select,
 };
@@ -13,7 +13,7 @@ use crate::{
     bytes::{Addr, Be16},
     hash,
     packet::Packet,
-    tables::{Budget, FamilyTables, FlowTable, Tables},
+    tables::{Budget, FamilyTables, FlowTable, Home, Tables},
 };
 
 /// Ports tried for a new flow. At 80 % use of a backend's ports, one flow in 35 finds none free in 16.
@@ -53,7 +53,7 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
             if due && !promoted {
                 flows::keep_opposite(packet, path, table, scratch, now);
             }
-            return deliver(packet, path, scratch, false).pack();
+            return deliver(packet, path, scratch, false);
         }
         forget(path, table, scratch);
     }
@@ -69,7 +69,8 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         mode: backend.mode,
     });
     if backend.mode != Mode::Nat as u8 {
-        return select::forward(packet, path, scratch, &backend, id, hash).pack();
+        fragment::keep_addresses(scratch, &backend, id);
+        return select::forward(packet, path, scratch, &backend, id, hash);
     }
     if backend.address.is_v4() != (A::VERSION == 4) {
         return path.end(frontend, Reason::Inconsistent).pack();
@@ -87,7 +88,7 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
             .pack();
     }
     let new = scratch.parsed.is_syn() || scratch.parsed.tuple_is_udp();
-    deliver(packet, path, scratch, new).pack()
+    deliver(packet, path, scratch, new)
 }
 
 /// Removes both entries of a flow that is over.
@@ -126,9 +127,33 @@ fn deliver<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
     new: bool,
-) -> Verdict {
+) -> u64 {
     let frontend = scratch.frontend.id;
     let bytes = packet.length();
+    let (way, id) = way(packet, path, scratch);
+    if way != egress::OK {
+        return path.end(frontend, Reason::from_number(way as u32)).pack();
+    }
+    // What reaches tc may be several packets in one.
+    if path.tables.home() == Home::Xdp && u32::from(scratch.parsed.length) > scratch.exit.mtu {
+        scratch.fits = scratch.exit.mtu;
+        return classify::TOO_BIG;
+    }
+    if let Err(reason) = rewrite::translate(packet, path, scratch) {
+        return path.end(frontend, reason).pack();
+    }
+    path.tables.count_forwarded(frontend, id, bytes, new);
+    egress::send(packet, path, &scratch.exit).pack()
+}
+
+/// Sets `scratch.exit` to the way to the backend of `scratch.flow`; [`egress::OK`] or a reason. And the backend's id, 0
+/// if it has left the configuration.
+#[inline(always)]
+pub(crate) fn way<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> (u64, u32) {
     let generation = scratch.flow.generation;
     let mut id = scratch.flow.backend;
     let backend = path
@@ -151,14 +176,7 @@ fn deliver<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     } else {
         way
     };
-    if way != egress::OK {
-        return path.end(frontend, Reason::from_number(way as u32));
-    }
-    if let Err(reason) = rewrite::translate(packet, path, scratch) {
-        return path.end(frontend, reason);
-    }
-    path.tables.count_forwarded(frontend, id, bytes, new);
-    egress::send(packet, path, &scratch.exit)
+    (way, id)
 }
 
 /// Sets `scratch.exit` to where the backend's last packets came from: the way to one that has left the configuration and

@@ -5,7 +5,10 @@ use network_types::ip::Ipv6Hdr;
 
 use super::{
     FamilyScratch, Path, Verdict, encap,
-    parse::{IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout, Parsed, TCP, TCP_LEN, UDP_LEN, tcp_flag},
+    parse::{
+        ICMP, ICMP_LEN, ICMPV6, IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout, Parsed, TCP, TCP_LEN,
+        UDP_LEN, tcp_flag,
+    },
 };
 use crate::{
     abi::Reason,
@@ -14,10 +17,6 @@ use crate::{
     packet::{Packet, Typed},
     tables::{Budget, Home, Tables},
 };
-
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
-const ICMP_LEN: u32 = 8;
 
 /// Type 3, code 3 (RFC 792) and type 1, code 4 (RFC 4443, section 3.1): port unreachable, as loaded.
 const UNREACHABLE_V4: u16 = u16::from_ne_bytes([3, 3]);
@@ -63,7 +62,7 @@ pub(crate) fn answer<A: Layout, P: Packet, T: Tables>(
 
 /// Not unspecified, loopback, multicast or broadcast (RFC 1122, section 3.2.2).
 #[inline(always)]
-fn is_host<A: Address>(source: &A) -> bool {
+pub(crate) fn is_host<A: Address>(source: &A) -> bool {
     let first = source.word(0).to_ne_bytes()[0];
     if A::VERSION == 4 {
         first != 0 && first != 127 && first < 224
@@ -75,7 +74,7 @@ fn is_host<A: Address>(source: &A) -> bool {
 
 /// Swaps the MACs and writes the network header of an answer with `payload` bytes behind it.
 #[inline(always)]
-fn headers<A: Layout, P: Packet>(
+pub(crate) fn headers<A: Layout, P: Packet>(
     packet: &mut P,
     parsed: &Parsed<A>,
     protocol: u8,
@@ -114,7 +113,7 @@ fn headers<A: Layout, P: Packet>(
 
 /// The pseudo-header of an answer (RFC 9293, section 3.1; RFC 8200, section 8.1).
 #[inline(always)]
-fn pseudo_header<A: Address>(parsed: &Parsed<A>, protocol: u8, length: u16) -> Delta {
+pub(crate) fn pseudo_header<A: Address>(parsed: &Parsed<A>, protocol: u8, length: u16) -> Delta {
     let mut sum = Delta::default()
         .add(u32::from(length.to_be()))
         .add(u32::from(u16::from(protocol).to_be()));

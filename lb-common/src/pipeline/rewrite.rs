@@ -6,7 +6,13 @@ use super::{
     FamilyScratch, Path, Step,
     parse::{Layout, TCP},
 };
-use crate::{abi::Reason, bytes::V4, checksum::Delta, packet::Packet, tables::Tables};
+use crate::{
+    abi::Reason,
+    bytes::{Address, V4},
+    checksum::Delta,
+    packet::Packet,
+    tables::Tables,
+};
 
 /// Decrements the TTL or hop limit of the packet whose network header is at `offset`.
 #[inline(always)]
@@ -49,46 +55,19 @@ pub(crate) fn translate<A: Layout, P: Packet, T: Tables>(
         destination_port: new.destination_port,
     });
     let old = &parsed.tuple;
-    let mut addresses = Delta::default();
-    let mut word = 0;
-    while word < A::WORDS {
-        addresses = addresses
-            .replace32(old.source.word(word), new.source.word(word))
-            .replace32(old.destination.word(word), new.destination.word(word));
-        word += 1;
-    }
+    let addresses = addresses((old.source, old.destination), (new.source, new.destination));
     let ports = Delta::default()
         .replace16(old.source_port.raw(), new.source_port.raw())
         .replace16(old.destination_port.raw(), new.destination_port.raw());
 
     let l3 = parsed.link.length;
-    let written = if A::VERSION == 4 {
-        let Some(mut header) = packet.read::<Ipv4Hdr>(l3) else {
-            return Err(Reason::Malformed);
-        };
-        let from = u16::from_ne_bytes([header.ttl, header.proto]);
-        header.ttl -= 1;
-        let to = u16::from_ne_bytes([header.ttl, header.proto]);
-        let check = addresses
-            .replace16(from, to)
-            .patch(u16::from_ne_bytes(header.check));
-        header.check = check.to_ne_bytes();
-        header.src_addr = V4(new.source.word(0)).to_bytes();
-        header.dst_addr = V4(new.destination.word(0)).to_bytes();
-        packet.write(l3, &header)
-    } else {
-        let words = |address: &A| {
-            [
-                address.word(0),
-                address.word(1),
-                address.word(2),
-                address.word(3),
-            ]
-        };
-        packet.write(l3 + 7, &[parsed.ttl - 1])
-            && packet.write(l3 + 8, &words(&new.source))
-            && packet.write(l3 + 24, &words(&new.destination))
-    };
+    let written = network(
+        packet,
+        l3,
+        parsed.ttl,
+        (new.source, new.destination),
+        addresses,
+    );
     let ports_word = u32::from(new.source_port.raw()) | u32::from(new.destination_port.raw()) << 16;
     let udp = old.protocol != TCP;
     let check = parsed.l4 + if udp { 6 } else { 16 };
@@ -99,6 +78,58 @@ pub(crate) fn translate<A: Layout, P: Packet, T: Tables>(
         Ok(())
     } else {
         Err(Reason::NoHeadroom)
+    }
+}
+
+/// The difference that other addresses make: source and destination.
+#[inline(always)]
+pub(crate) fn addresses<A: Address>(old: (A, A), new: (A, A)) -> Delta {
+    let mut addresses = Delta::default();
+    let mut word = 0;
+    while word < A::WORDS {
+        addresses = addresses
+            .replace32(old.0.word(word), new.0.word(word))
+            .replace32(old.1.word(word), new.1.word(word));
+        word += 1;
+    }
+    addresses
+}
+
+/// Gives the network header at `l3` other addresses, which make a difference of `addresses`, and one hop less to live.
+#[inline(always)]
+pub(crate) fn network<A: Layout, P: Packet>(
+    packet: &mut P,
+    l3: u32,
+    ttl: u8,
+    new: (A, A),
+    addresses: Delta,
+) -> bool {
+    if A::VERSION == 4 {
+        let Some(mut header) = packet.read::<Ipv4Hdr>(l3) else {
+            return false;
+        };
+        let from = u16::from_ne_bytes([header.ttl, header.proto]);
+        header.ttl -= 1;
+        let to = u16::from_ne_bytes([header.ttl, header.proto]);
+        let check = addresses
+            .replace16(from, to)
+            .patch(u16::from_ne_bytes(header.check));
+        header.check = check.to_ne_bytes();
+        header.src_addr = V4(new.0.word(0)).to_bytes();
+        header.dst_addr = V4(new.1.word(0)).to_bytes();
+        packet.write(l3, &header)
+    } else {
+        let words = |address: &A| {
+            [
+                address.word(0),
+                address.word(1),
+                address.word(2),
+                address.word(3),
+            ]
+        };
+        packet.write(l3 + 7, &[ttl - 1])
+            && packet.write(l3 + 8, &words(&new.0))
+            && packet.write(l3 + 24, &words(&new.1))
     }
 }
 

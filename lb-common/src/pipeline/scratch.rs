@@ -1,9 +1,9 @@
 //! What is known of the packet at hand: too large for the kernel's stack of 512 bytes, so per CPU there, a local on the
 //! host. Each step reads what the ones before it have written.
 
-use super::{egress::Exit, parse::Parsed};
+use super::{egress::Exit, icmp::Embedded, parse::Parsed, steer::Chosen};
 use crate::{
-    abi::{Flow, Frontend, Service, Tuple},
+    abi::{Flow, Fragment, FragmentKey, Frontend, Service, Tuple},
     bytes::{V4, V6},
 };
 
@@ -23,6 +23,15 @@ pub struct FamilyScratch<A> {
     /// The other direction's, and its key.
     pub(crate) opposite: Flow<A>,
     pub(crate) key: Tuple<A>,
+    /// The owner of a packet whose way is found in more than one step.
+    pub(crate) chosen: Chosen,
+    /// Of a fragment: its datagram, and what is known or to be known of the first.
+    pub(crate) datagram: FragmentKey<A>,
+    pub(crate) fragment: Fragment<A>,
+    /// Of an ICMP error: the packet that it is about.
+    pub(crate) embedded: Embedded<A>,
+    /// Of a packet that is too big: what would fit, in bytes without the link header.
+    pub(crate) fits: u32,
 }
 
 /// Element of the per-CPU array `SCRATCH`. Holds nothing between packets.

@@ -1,7 +1,7 @@
 //! Slot, owner, backend; and the modes that keep no state.
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, classify, egress, encap,
+    FamilyScratch, Path, Step, classify, egress, encap, mtu,
     parse::{Layout, Parsed},
 };
 use crate::{
@@ -75,7 +75,7 @@ pub(crate) fn stateless<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         id,
         mode: backend.mode,
     });
-    forward(packet, path, scratch, &backend, id, hash).pack()
+    forward(packet, path, scratch, &backend, id, hash)
 }
 
 /// A service without backends answers its clients (contract A6.1).
@@ -101,11 +101,14 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     backend: &Backend,
     id: u32,
     hash: u64,
-) -> Verdict {
+) -> u64 {
     let frontend = scratch.frontend.id;
     let bytes = packet.length();
     if let Err(reason) = egress::to_backend(packet, path, scratch, backend) {
-        return path.end(frontend, reason);
+        if reason == Reason::HandedUp && mtu::is_too_big_for_tc(path, scratch, backend) {
+            return classify::TOO_BIG;
+        }
+        return path.end(frontend, reason).pack();
     }
     let outcome = if backend.mode == Mode::Ipip as u8 {
         encap::ipip(packet, path, scratch, backend, hash)
@@ -115,9 +118,13 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         Err(Reason::Inconsistent)
     };
     if let Err(reason) = outcome {
-        return path.end(frontend, reason);
+        if reason == Reason::TooBig {
+            scratch.fits = mtu::within(scratch.exit.mtu, backend);
+            return classify::TOO_BIG;
+        }
+        return path.end(frontend, reason).pack();
     }
     path.tables
         .count_forwarded(frontend, id, bytes, scratch.parsed.is_syn());
-    egress::send(packet, path, &scratch.exit)
+    egress::send(packet, path, &scratch.exit).pack()
 }

@@ -36,6 +36,17 @@ pub enum Step {
     NextHop { ifindex: u32, mac: Option<[u8; 6]> },
     /// The address asked for is announced with this MAC (in the first six bytes).
     Announced { address: Addr, mac: u64 },
+    /// A later fragment, whose first's way is known.
+    Follows,
+    /// An ICMP error about a packet with these ends.
+    About {
+        source: Addr,
+        source_port: Be16,
+        destination: Addr,
+        destination_port: Be16,
+    },
+    /// The client is told that packets up to this many bytes fit.
+    Fits { mtu: u32 },
     /// Ended for this reason.
     End(Reason),
 }

@@ -68,6 +68,7 @@ fn play(bytes: &[u8]) -> Path {
     if knobs & 2 != 0 {
         path.world.reject_tokens.set(1);
         path.world.flow_tokens.set(1);
+        path.world.fragment_tokens.set(1);
     }
     let mut frames = 0;
     while !input.is_empty() && frames < MOST {

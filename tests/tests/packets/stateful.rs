@@ -33,7 +33,7 @@ const V4: (&str, &str) = ("198.51.100.8", "192.0.2.10");
 const V6: (&str, &str) = ("2001:db8:9::1", "2001:db8::10");
 
 /// Addresses and ports of a frame.
-fn ends(frame: &[u8]) -> (SocketAddr, SocketAddr) {
+pub(super) fn ends(frame: &[u8]) -> (SocketAddr, SocketAddr) {
     let packet = SlicedPacket::from_ethernet(frame).expect("a whole packet");
     let (from, to): (IpAddr, IpAddr) = match packet.net.expect("a network header") {
         NetSlice::Ipv4(ip) => (
@@ -68,7 +68,12 @@ fn packet((client, vip): (&str, &str), port: u16, kind: Kind) -> Packet {
 }
 
 /// The first packet of a flow whose backend XDP can reach: client ports are tried from `port` on.
-fn begin(both: &mut Both, ends: (&str, &str), port: u16, kind: Kind) -> Result<(u16, Outcome)> {
+pub(super) fn begin(
+    both: &mut Both,
+    ends: (&str, &str),
+    port: u16,
+    kind: Kind,
+) -> Result<(u16, Outcome)> {
     for port in port..port + 200 {
         let outcome = both.run(&packet(ends, port, kind).frame(both))?;
         if !matches!(outcome.verdict, Verdict::Pass(_) | Verdict::Drop(_)) {
@@ -79,7 +84,7 @@ fn begin(both: &mut Both, ends: (&str, &str), port: u16, kind: Kind) -> Result<(
 }
 
 /// The backend's packet in answer to one that left for it.
-fn answer(left: &[u8], kind: Kind) -> Packet {
+pub(super) fn answer(left: &[u8], kind: Kind) -> Packet {
     let (from, to) = ends(left);
     Packet {
         from: (to.ip(), to.port()),
@@ -146,7 +151,7 @@ fn a_udp_packet_without_checksum_stays_without() -> Result<()> {
     })
 }
 
-fn state(both: &Both, port: u16) -> Result<Option<FlowState>> {
+pub(super) fn state(both: &Both, port: u16) -> Result<Option<FlowState>> {
     let mut state = None;
     both.place.installation.flows()?.each(0, |row| {
         if row.client.port() == port {
@@ -186,7 +191,7 @@ fn a_flow_is_established_by_the_clients_ack_of_the_syn_ack() -> Result<()> {
 }
 
 /// A flow with both entries among the established ones.
-fn establish(both: &mut Both, flow: (&str, &str), port: u16) -> Result<(u16, Outcome)> {
+pub(super) fn establish(both: &mut Both, flow: (&str, &str), port: u16) -> Result<(u16, Outcome)> {
     let (port, there) = begin(both, flow, port, Kind::Syn)?;
     both.run(&answer(&there.frame, Kind::SynAck).frame(both))?;
     both.run(&packet(flow, port, Kind::Ack).frame(both))?;

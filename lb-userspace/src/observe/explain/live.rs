@@ -11,8 +11,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Announced, AnnouncedKey, Backend, Bucket, Flow, Frontend, FrontendKey, NextHop, Service,
-        Settings, SourceKey, Tuple,
+        Announced, AnnouncedKey, Backend, Bucket, Flow, Fragment, FragmentKey, Frontend,
+        FrontendKey, NextHop, Service, Settings, SourceKey, Tuple,
     },
     bytes::{V4, V6},
     tables::FlowTable,
@@ -28,12 +28,15 @@ where
     SourceKey<A>: Pod,
     Tuple<A>: Pod,
     Flow<A>: Pod,
+    FragmentKey<A>: Pod,
+    Fragment<A>: Pod,
 {
     pub(super) frontends: HashMap<MapData, FrontendKey<A>, Frontend>,
     sources: LpmTrie<MapData, SourceKey<A>, u32>,
     established: HashMap<MapData, Tuple<A>, Flow<A>>,
     half_open: HashMap<MapData, Tuple<A>, Flow<A>>,
     announced: PerCpuHashMap<MapData, AnnouncedKey<A>, Announced>,
+    fragments: HashMap<MapData, FragmentKey<A>, Fragment<A>>,
 }
 
 impl<A: 'static> Family<A>
@@ -43,6 +46,8 @@ where
     SourceKey<A>: Pod,
     Tuple<A>: Pod,
     Flow<A>: Pod,
+    FragmentKey<A>: Pod,
+    Fragment<A>: Pod,
 {
     fn open(folder: &Path, version: u8) -> Result<Self, OpenError> {
         let open = |name: &str| format!("{name}{version}");
@@ -52,6 +57,7 @@ where
             established: typed(folder, &open("FLOWS"))?,
             half_open: typed(folder, &open("HALF_OPEN"))?,
             announced: typed(folder, &open("ANNOUNCED"))?,
+            fragments: typed(folder, &open("FRAGMENTS"))?,
         })
     }
 
@@ -73,6 +79,10 @@ where
             FlowTable::HalfOpen => &self.half_open,
         };
         found(map.get(key, 0))
+    }
+
+    pub(super) fn fragment(&self, key: &FragmentKey<A>) -> io::Result<Option<Fragment<A>>> {
+        found(self.fragments.get(key, 0))
     }
 }
 

@@ -10,8 +10,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        Announced, AnnouncedKey, Backend, Bucket, Flow, Frontend, FrontendKey, NextHop, Reason,
-        Service, Settings, Tuple,
+        Announced, AnnouncedKey, Backend, Bucket, Flow, Fragment, FragmentKey, Frontend,
+        FrontendKey, NextHop, Reason, Service, Settings, Tuple,
     },
     bytes::{Addr, Address as _, V4, V6},
     pipeline::Step,
@@ -26,6 +26,9 @@ use super::{
 /// Flows written; `None`: removed.
 type Written<A> = RefCell<HashMap<(FlowTable, Tuple<A>), Option<Flow<A>>>>;
 
+/// First fragments written.
+type Remembered<A> = RefCell<HashMap<FragmentKey<A>, Fragment<A>>>;
+
 /// One packet's view. What it writes is gone with it.
 pub(super) struct Overlay<'a> {
     live: &'a Live,
@@ -38,6 +41,8 @@ pub(super) struct Overlay<'a> {
     cpu: usize,
     flows4: Written<V4>,
     flows6: Written<V6>,
+    fragments4: Remembered<V4>,
+    fragments6: Remembered<V6>,
     buckets: [Cell<Option<Bucket>>; Bucket::COUNT as usize],
     gateway: Cell<Option<Addr>>,
     steps: RefCell<Vec<Step>>,
@@ -64,6 +69,8 @@ impl<'a> Overlay<'a> {
             cpu,
             flows4: Written::default(),
             flows6: Written::default(),
+            fragments4: Remembered::default(),
+            fragments6: Remembered::default(),
             buckets: Default::default(),
             gateway: Cell::new(None),
             steps: RefCell::default(),
@@ -97,7 +104,7 @@ impl<'a> Overlay<'a> {
 }
 
 macro_rules! family_tables {
-    ($address:ty, $live:ident, $written:ident) => {
+    ($address:ty, $live:ident, $written:ident, $fragments:ident) => {
         impl FamilyTables<$address> for Overlay<'_> {
             fn frontend(&self, key: &FrontendKey<$address>) -> Option<Frontend> {
                 self.read(live::found(self.live.$live.frontends.get(key, 0)))
@@ -148,6 +155,26 @@ macro_rules! family_tables {
                 Some(ask(&mut entry))
             }
 
+            fn with_fragment<R>(
+                &self,
+                key: &FragmentKey<$address>,
+                read: impl FnOnce(&Fragment<$address>) -> R,
+            ) -> Option<R> {
+                let written = self.$fragments.borrow().get(key).copied();
+                written
+                    .or_else(|| self.read(self.live.$live.fragment(key)))
+                    .as_ref()
+                    .map(read)
+            }
+
+            fn remember_fragment(
+                &self,
+                key: &FragmentKey<$address>,
+                fragment: &Fragment<$address>,
+            ) {
+                self.$fragments.borrow_mut().insert(*key, *fragment);
+            }
+
             fn route(&self, _source: $address, destination: $address) -> Route {
                 self.route(destination.to_addr().to_ip())
             }
@@ -155,8 +182,8 @@ macro_rules! family_tables {
     };
 }
 
-family_tables!(V4, v4, flows4);
-family_tables!(V6, v6, flows6);
+family_tables!(V4, v4, flows4, fragments4);
+family_tables!(V6, v6, flows6, fragments6);
 
 impl Tables for Overlay<'_> {
     fn home(&self) -> Home {
@@ -202,6 +229,7 @@ impl Tables for Overlay<'_> {
         let index = match budget {
             Budget::Reject => Bucket::REJECT,
             Budget::Flow => Bucket::FLOW,
+            Budget::Fragment => Bucket::FRAGMENT,
         };
         let cell = &self.buckets[index as usize];
         let mut bucket = cell.get().unwrap_or_else(|| {

@@ -188,6 +188,18 @@ impl Names<'_> {
                     "announce.l2",
                 )]
             }
+            Step::Follows => vec![row("fragment", "later", "follows its first")],
+            Step::About {
+                source,
+                source_port,
+                destination,
+                destination_port,
+            } => {
+                let from = SocketAddr::new(source.to_ip(), source_port.to_host());
+                let to = SocketAddr::new(destination.to_ip(), destination_port.to_host());
+                vec![row("ICMP", "an error", format!("about {from} > {to}"))]
+            }
+            Step::Fits { mtu } => vec![row("MTU", mtu.to_string(), "the most that fits")],
             Step::End(Reason::HandedUp) => {
                 vec![row("XDP", "handed up", why(Reason::HandedUp))]
             }
@@ -269,10 +281,13 @@ fn mac_text(mac: [u8; 6]) -> String {
 /// What a reason means, for people.
 const fn why(reason: Reason) -> &'static str {
     match reason {
-        Reason::Fragment => "a fragment",
-        Reason::Icmp => "ICMP to a VIP",
+        Reason::Icmp => "neighbour discovery: the kernel's",
         Reason::Protocol => "neither TCP nor UDP",
-        Reason::TooBig => "does not fit the MTU with another header",
+        Reason::Echo => "an echo request to a VIP",
+        Reason::TooBig => "does not fit the way to the backend: the client is told what does",
+        Reason::DoesNotFit => {
+            "does not fit the way to the backend, and the client cannot send less: raise the MTU behind"
+        }
         Reason::NoFlow => "no flow has this tuple",
         Reason::HandedUp => "neighbour unknown, or XDP cannot send there; the tc program goes on",
         Reason::TooDeep => "options or extension headers beyond what is read",
@@ -288,6 +303,14 @@ const fn why(reason: Reason) -> &'static str {
         Reason::RejectLimited => "more answers than the budget allows",
         Reason::NoHeadroom => "the driver leaves no room for another header",
         Reason::Inconsistent => "map contents contradict each other: restart the agent",
-        Reason::NotAnswered => "unknown port, and nothing is owed",
+        Reason::NotAnswered => "nothing is owed to this packet",
+        Reason::FragmentUnknown => "its first fragment did not come before it, or long ago",
+        Reason::FragmentOverlap => "claims bytes of its first fragment",
+        Reason::FragmentTiny => "a first fragment without the whole transport header",
+        Reason::FragmentLimited => "more first fragments than the budget allows",
+        Reason::IcmpMalformed => "an ICMP error that embeds no packet of the VIP",
+        Reason::IcmpUnmatched => "an ICMP error about a packet of no frontend or flow",
+        Reason::IcmpMtu => "tells of an MTU below the minimum: forged",
+        Reason::IcmpType => "ICMP that is neither an echo request nor an error",
     }
 }

@@ -1,0 +1,93 @@
+//! The path of packets that the first step does not see through: flows, fragments, ICMP, and those that the client is to
+//! hear about. Each step is a function of its own in the kernel, called from here, so that their stacks share one place.
+
+use super::{
+    FamilyScratch, Path, classify, echo, fragment, icmp, mtu, nat, ndp, parse::Layout, reject,
+    steer, unclaimed,
+};
+use crate::{
+    abi::{Frontend, Reason},
+    packet::Packet,
+    tables::{FamilyTables, Tables},
+};
+
+/// What a packet's tuple was read from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Its own headers, or those of a fragment that is alone.
+    Whole,
+    /// Those of a first fragment, which others will follow.
+    First,
+    /// Its first fragment's.
+    Later,
+    /// Those of the packet that an ICMP error is about.
+    Error,
+}
+
+/// Takes a packet from the word of [`classify::family`] to a packed verdict.
+#[inline(always)]
+pub(crate) fn go_on<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    word: u64,
+) -> u64 {
+    let (mut word, mut kind) = (word, Kind::Whole);
+    if word == classify::FRAGMENT {
+        word = fragment::arrive(packet, path, scratch);
+        if word == fragment::FOLLOW {
+            return fragment::follow(packet, path, scratch);
+        }
+        kind = match word {
+            fragment::FIRST => Kind::First,
+            steer::CHOSEN => Kind::Later,
+            _ => Kind::Whole,
+        };
+    } else if word == classify::SOLICITATION {
+        return ndp::answer(packet, path, &scratch.parsed.link);
+    } else if word == classify::ICMP {
+        word = icmp::arrive(packet, path, scratch);
+        if word == icmp::ECHO {
+            return echo::answer(packet, path, scratch);
+        }
+        kind = Kind::Error;
+    }
+    if word == steer::STEER || word == fragment::FIRST {
+        word = steer::choose(path, scratch, kind == Kind::First);
+    }
+    if word == steer::CHOSEN {
+        word = steer::forward(packet, path, scratch);
+    }
+    if word == classify::FLOWS || word == classify::UNCLAIMED {
+        if word == classify::UNCLAIMED {
+            scratch.frontend = Frontend::default();
+        }
+        if kind == Kind::Error {
+            word = icmp::find(packet, path, scratch);
+            if word == icmp::FOUND {
+                word = icmp::translate(packet, path, scratch);
+            }
+        } else if word == classify::FLOWS {
+            word = nat::forward(packet, path, scratch);
+        } else {
+            word = unclaimed(packet, path, scratch, kind == Kind::First);
+        }
+    }
+    // Nobody is told about an error (RFC 1122, section 3.2.2) or a later fragment.
+    if word == classify::UNANSWERED {
+        if kind == Kind::Error {
+            return path.end(scratch.frontend.id, Reason::IcmpUnmatched).pack();
+        }
+        return reject::answer(packet, path, scratch);
+    }
+    if word == classify::TOO_BIG {
+        if kind == Kind::Error || kind == Kind::Later {
+            return path.end(scratch.frontend.id, Reason::DoesNotFit).pack();
+        }
+        return mtu::tell(packet, path, scratch);
+    }
+    if kind == Kind::First {
+        fragment::remember(path, scratch, word);
+    }
+    word
+}

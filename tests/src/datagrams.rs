@@ -1,0 +1,135 @@
+//! Frames that are parts of datagrams or tell about them: fragments and ICMP errors, made from whole frames by
+//! etherparse.
+
+use std::{net::IpAddr, ops::Range};
+
+use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, PacketBuilder};
+
+/// Bytes of an untagged frame's link header.
+pub const LINK: usize = 14;
+
+/// Whether an untagged frame is IPv4; else it is IPv6 without extension headers.
+pub fn is_v4(frame: &[u8]) -> bool {
+    frame[12] == 8
+}
+
+/// Bytes of the frame's link and network headers.
+pub fn headers(frame: &[u8]) -> usize {
+    if is_v4(frame) {
+        LINK + usize::from(frame[LINK] & 15) * 4
+    } else {
+        LINK + 40
+    }
+}
+
+/// The fragments of a whole frame's datagram, each with `size` bytes (a multiple of 8) of its payload or what is left.
+pub fn fragments(frame: &[u8], id: u32, size: usize) -> Vec<Vec<u8>> {
+    let payload = frame.len() - headers(frame);
+    (0..payload)
+        .step_by(size)
+        .map(|from| {
+            let to = payload.min(from + size);
+            fragment(frame, id, from..to, to < payload)
+        })
+        .collect()
+}
+
+/// One fragment with any part of a whole frame's payload. `part` begins at a multiple of 8.
+pub fn fragment(frame: &[u8], id: u32, part: Range<usize>, more: bool) -> Vec<u8> {
+    let start = headers(frame);
+    let payload = &frame[start..][part.clone()];
+    let offset = IpFragOffset::try_new((part.start / 8) as u16).expect("13 bits");
+    let mut made = frame[..start].to_vec();
+    if is_v4(frame) {
+        let (mut header, _) = Ipv4Header::from_slice(&frame[LINK..]).expect("a whole header");
+        header.identification = id as u16;
+        header.dont_fragment = false;
+        header.more_fragments = more;
+        header.fragment_offset = offset;
+        header.total_len = (start - LINK + payload.len()) as u16;
+        header.header_checksum = header.calc_header_checksum();
+        made[LINK..].copy_from_slice(&header.to_bytes());
+    } else {
+        let next = IpNumber(std::mem::replace(&mut made[LINK + 6], 44));
+        let length = (payload.len() + 8) as u16;
+        made[LINK + 4..LINK + 6].copy_from_slice(&length.to_be_bytes());
+        made.extend(Ipv6FragmentHeader::new(next, offset, more, id).to_bytes());
+    }
+    made.extend(payload);
+    made
+}
+
+/// The whole frame of fragments in order, as its receiver puts it together.
+pub fn reassembled(fragments: &[Vec<u8>]) -> Vec<u8> {
+    let first = &fragments[0];
+    let start = headers(first);
+    let v4 = is_v4(first);
+    // The fragment header of IPv6 goes.
+    let skip = if v4 { 0 } else { 8 };
+    let payload: Vec<u8> = fragments
+        .iter()
+        .flat_map(|fragment| fragment[start + skip..].to_vec())
+        .collect();
+    let mut whole = first[..start].to_vec();
+    if v4 {
+        let (mut header, _) = Ipv4Header::from_slice(&first[LINK..]).expect("a whole header");
+        header.more_fragments = false;
+        header.total_len = (start - LINK + payload.len()) as u16;
+        header.header_checksum = header.calc_header_checksum();
+        whole[LINK..].copy_from_slice(&header.to_bytes());
+    } else {
+        whole[LINK + 6] = first[start];
+        whole[LINK + 4..LINK + 6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+    }
+    whole.extend(payload);
+    whole
+}
+
+/// An ICMP or `ICMPv6` message: type, code, and the four bytes behind the checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub kind: u8,
+    pub code: u8,
+    pub word: u32,
+}
+
+/// The frame of a message between MACs and addresses.
+pub fn icmp(macs: [[u8; 6]; 2], ends: [IpAddr; 2], message: Message, payload: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2(macs[0], macs[1]);
+    let Message { kind, code, word } = message;
+    let word = word.to_be_bytes();
+    let mut frame = Vec::new();
+    match ends {
+        [IpAddr::V4(from), IpAddr::V4(to)] => builder
+            .ipv4(from.octets(), to.octets(), 64)
+            .icmpv4_raw(kind, code, word)
+            .write(&mut frame, payload),
+        [IpAddr::V6(from), IpAddr::V6(to)] => builder
+            .ipv6(from.octets(), to.octets(), 64)
+            .icmpv6_raw(kind, code, word)
+            .write(&mut frame, payload),
+        _ => unreachable!("ends of one family"),
+    }
+    .expect("a vector takes it");
+    frame
+}
+
+/// What a router or host at `teller` says about a frame that it got: to the frame's sender, quoting `quoted` bytes from
+/// its network header on.
+pub fn about(
+    frame: &[u8],
+    macs: [[u8; 6]; 2],
+    teller: IpAddr,
+    message: Message,
+    quoted: usize,
+) -> Vec<u8> {
+    let sender: IpAddr = if is_v4(frame) {
+        <[u8; 4]>::try_from(&frame[26..30]).expect("4 bytes").into()
+    } else {
+        <[u8; 16]>::try_from(&frame[22..38])
+            .expect("16 bytes")
+            .into()
+    };
+    let quote = &frame[LINK..frame.len().min(LINK + quoted)];
+    icmp(macs, [teller, sender], message, quote)
+}
