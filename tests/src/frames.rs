@@ -1,5 +1,6 @@
 //! Frames of all kinds, from a seed: clients of few addresses, so that many packets belong to flows that are there;
-//! replies of the backends that were chosen; and what is odd, broken or not ours.
+//! replies of the backends that were chosen; fragments in any order; ICMP about all of them; and what is odd, broken or
+//! not ours.
 
 use std::net::IpAddr;
 
@@ -8,6 +9,7 @@ use etherparse::{
 };
 
 use crate::{
+    datagrams::{self, Message},
     neighbours::{BROADCAST, NONCE, SOURCE_MAC, Solicitation, arp},
     world::{FRONTENDS, OWN},
 };
@@ -23,6 +25,8 @@ pub struct Frames {
     mac: [u8; 6],
     /// Frames that left towards a backend under `nat`.
     forwarded: Vec<Vec<u8>>,
+    /// Fragments that have not come yet.
+    pieces: Vec<Vec<u8>>,
 }
 
 impl Frames {
@@ -32,6 +36,7 @@ impl Frames {
             state: seed,
             mac,
             forwarded: Vec::new(),
+            pieces: Vec::new(),
         }
     }
 
@@ -56,12 +61,15 @@ impl Frames {
     /// The next frame.
     pub fn make(&mut self) -> Vec<u8> {
         match self.below(100) {
-            0..55 => self.by_client(),
-            55..80 => self.reply().unwrap_or_else(|| self.by_client()),
-            80..85 => self.unknown_port(),
-            85..88 => self.foreign(),
-            88..91 => self.tagged(),
-            91..95 => self.broken(),
+            0..42 => self.by_client(),
+            42..62 => self.reply().unwrap_or_else(|| self.by_client()),
+            62..71 => self.piece(),
+            71..79 => self.error(),
+            79..81 => self.ping(),
+            81..84 => self.unknown_port(),
+            84..87 => self.foreign(),
+            87..90 => self.tagged(),
+            90..95 => self.broken(),
             95..97 => self.neighbour(),
             _ => self.noise(),
         }
@@ -90,8 +98,18 @@ impl Frames {
 
     /// Flags, TTL and payload of all kinds.
     fn packet(&mut self, from: (IpAddr, u16), to: (IpAddr, u16), protocol: u8) -> Vec<u8> {
-        let ttl = [64, 64, 64, 255, 2, 1][self.below(6) as usize];
         let length = [0, 0, 1, 100, 1440, 1460, 1472][self.below(7) as usize];
+        self.packet_of(from, to, protocol, length)
+    }
+
+    fn packet_of(
+        &mut self,
+        from: (IpAddr, u16),
+        to: (IpAddr, u16),
+        protocol: u8,
+        length: usize,
+    ) -> Vec<u8> {
+        let ttl = [64, 64, 64, 255, 2, 1][self.below(6) as usize];
         let payload = vec![0xa5; length];
         let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], self.mac);
         let builder = match (from.0, to.0) {
@@ -138,6 +156,11 @@ impl Frames {
 
     /// A backend's answer to one of the frames that left.
     fn reply(&mut self) -> Option<Vec<u8>> {
+        let length = [0, 0, 1, 100, 1440, 1460, 1472][self.below(7) as usize];
+        self.reply_of(length)
+    }
+
+    fn reply_of(&mut self, length: usize) -> Option<Vec<u8>> {
         if self.forwarded.is_empty() {
             return None;
         }
@@ -163,7 +186,7 @@ impl Frames {
             TransportSlice::Udp(udp) => (udp.destination_port(), udp.source_port(), 17),
             _ => return None,
         };
-        let mut frame = self.packet((from, source), (to, destination), protocol);
+        let mut frame = self.packet_of((from, source), (to, destination), protocol, length);
         if protocol == 6 && self.below(2) == 0 {
             // A SYN-ACK whose number the client's later ACKs acknowledge.
             let tcp = frame.len().min(if from.is_ipv4() { 34 } else { 54 });
@@ -171,6 +194,124 @@ impl Frames {
             frame[tcp + 13] = 0x12;
         }
         Some(frame)
+    }
+
+    /// A fragment of a client's or a backend's datagram: in order or not, twice or never, overlapping or tiny. Ids come
+    /// again, and are few, so that no table is full.
+    fn piece(&mut self) -> Vec<u8> {
+        if self.pieces.len() > 64 || !self.pieces.is_empty() && self.below(3) > 0 {
+            let at = self.below(self.pieces.len() as u64) as usize;
+            return if self.below(8) == 0 {
+                self.pieces[at].clone()
+            } else {
+                self.pieces.swap_remove(at)
+            };
+        }
+        let length = [200, 1600, 3000][self.below(3) as usize];
+        let whole = if self.below(3) == 0 {
+            self.reply_of(length)
+        } else {
+            None
+        };
+        let whole = whole.unwrap_or_else(|| {
+            let (vip, port, protocol) = FRONTENDS[self.below(FRONTENDS.len() as u64) as usize];
+            let port = if self.below(12) == 0 { 81 } else { port };
+            let from = self.client(ip(vip).is_ipv4());
+            self.packet_of(from, (ip(vip), port), protocol, length)
+        });
+        let id = self.below(4) as u32;
+        let payload = whole.len() - datagrams::headers(&whole);
+        if self.below(6) == 0 {
+            // Any part, even none, and whatever it says of more.
+            let from = (self.below(payload as u64 / 8) * 8) as usize;
+            let to = from + self.below((payload - from) as u64) as usize;
+            let more = self.below(2) == 0;
+            return datagrams::fragment(&whole, id, from..to, more);
+        }
+        let size = [8, 16, 24, 400, 1400, 1480, 1480, 1480][self.below(8) as usize];
+        let mut pieces = datagrams::fragments(&whole, id, size.max(payload.div_ceil(256) * 8));
+        if payload > 48 && self.below(4) == 0 {
+            let overlap = datagrams::fragment(&whole, id, 8..48, true);
+            self.pieces.push(overlap);
+        }
+        if self.below(4) > 0 {
+            let first = pieces.remove(0);
+            self.pieces.append(&mut pieces);
+            return first;
+        }
+        let last = pieces.pop();
+        self.pieces.append(&mut pieces);
+        last.expect("one at least")
+    }
+
+    /// An ICMP error about a packet that left, or that a backend sent by itself; one in three with a flipped bit.
+    fn error(&mut self) -> Vec<u8> {
+        let known = self.below(self.forwarded.len().max(1) as u64) as usize;
+        let known = self.forwarded.get(known).filter(|frame| {
+            frame.len() > 62 && (frame[12..14] == [8, 0] || frame[12..14] == [0x86, 0xdd])
+        });
+        let about = match known {
+            Some(frame) if self.state & 3 != 0 => frame.clone(),
+            _ => {
+                let (vip, port, protocol) = FRONTENDS[self.below(FRONTENDS.len() as u64) as usize];
+                let to = self.client(ip(vip).is_ipv4());
+                self.packet((ip(vip), port), to, protocol)
+            }
+        };
+        let v4 = datagrams::is_v4(&about);
+        let types: [(u8, u8); 6] = if v4 {
+            [(3, 1), (3, 4), (11, 0), (12, 0), (5, 0), (0, 0)]
+        } else {
+            [(1, 4), (2, 0), (3, 0), (4, 1), (137, 0), (129, 0)]
+        };
+        let (kind, code) = types[self.below(6) as usize];
+        let word = [1400, 1400, 1280, 1279, 68, 67][self.below(6) as usize];
+        let message = Message { kind, code, word };
+        let teller = self.client(v4).0;
+        let quoted = match self.below(3) {
+            0 => self.below(70) as usize,
+            1 => 128,
+            _ => 400,
+        };
+        let macs = [[2, 0, 0, 0, 0, 1], self.mac];
+        let mut frame = datagrams::about(&about, macs, teller, message, quoted);
+        match self.below(6) {
+            0 => {
+                let at = 14 + self.below(frame.len() as u64 - 14) as usize;
+                frame[at] ^= 1 << self.below(8);
+            }
+            1 => {
+                let header = datagrams::headers(&frame) + 8;
+                if header < frame.len() {
+                    let at = header + self.below((frame.len() - header).min(48) as u64) as usize;
+                    frame[at] = self.below(256) as u8;
+                }
+            }
+            _ => {}
+        }
+        frame
+    }
+
+    /// An echo request to a VIP, or to an own address.
+    fn ping(&mut self) -> Vec<u8> {
+        let to = if self.below(4) == 0 {
+            ip(OWN[self.below(2) as usize])
+        } else {
+            ip(FRONTENDS[self.below(FRONTENDS.len() as u64) as usize].0)
+        };
+        let from = self.client(to.is_ipv4()).0;
+        let message = Message {
+            kind: if to.is_ipv4() { 8 } else { 128 },
+            code: 0,
+            word: self.below(1 << 32) as u32,
+        };
+        let payload = vec![0x5a; self.below(100) as usize];
+        datagrams::icmp(
+            [[2, 0, 0, 0, 0, 1], self.mac],
+            [from, to],
+            message,
+            &payload,
+        )
     }
 
     fn unknown_port(&mut self) -> Vec<u8> {
