@@ -66,7 +66,8 @@ async fn converse(mut connection: TcpStream, greeting: &[u8]) {
 }
 
 fn answer_datagrams(name: &str, socket: &UdpSocket) {
-    let mut buffer = [0; 2048];
+    // Datagrams of any length.
+    let mut buffer = vec![0; 1 << 16];
     loop {
         // An ICMP error for an earlier answer shows up here; the next question is not its business.
         let Ok((length, client)) = socket.recv_from(&mut buffer) else {
