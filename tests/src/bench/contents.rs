@@ -107,6 +107,9 @@ pub(super) const SIZES: Sizes<'static> = &[
 pub(super) fn fill(kernel: &mut Kernel, next_hop: &NextHop, hz: u32) -> Result<()> {
     let settings = Settings {
         hz,
+        // What is measured is no flood.
+        fragment_rate: u32::MAX,
+        fragment_burst: u32::MAX,
         ..kernel::settings()
     };
     let mut ops = vec![

@@ -12,6 +12,7 @@ use super::{
     assembler::{Alu, Assembler, R, Size, helper},
     kernel::{self, Cell, Target, XDP_DROP},
 };
+use crate::datagrams::{self, Message};
 
 /// What kind of packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +20,11 @@ pub(super) enum Kind {
     Syn,
     Ack,
     Udp,
+    /// An ICMP error about a packet that the frontend sent to the client.
+    Error,
+    /// The first fragment of a UDP datagram, and the one that follows.
+    First,
+    Later,
 }
 
 /// The fields of a frame, each stored as a whole: a program that loads one from two stores would wait for both, as it
@@ -46,6 +52,22 @@ const V4: Fields = Fields {
     address: (26, Size::Word, 16),
     ports: 34,
     header: 54,
+};
+/// With what an ICMP error embeds, of as little as may be.
+const V4_ERROR: Fields = Fields {
+    same: &[
+        (0, Size::Double),
+        (8, Size::Word),
+        (12, Size::Half),
+        (14, Size::Double),
+        (30, Size::Word),
+        (38, Size::Double),
+        (46, Size::Double),
+        (54, Size::Double),
+        (62, Size::Double),
+    ],
+    header: 70,
+    ..V4
 };
 const V6: Fields = Fields {
     same: &[
@@ -78,6 +100,15 @@ pub(super) fn frame(macs: Macs, source: IpAddr, to: SocketAddr, kind: Kind) -> R
     let mut frame = Vec::new();
     match kind {
         Kind::Udp => builder.udp(0, to.port()).write(&mut frame, &[0; 12])?,
+        Kind::First | Kind::Later => {
+            builder.udp(0, to.port()).write(&mut frame, &[0; 1600])?;
+            let (part, more) = if kind == Kind::First {
+                (0..800, true)
+            } else {
+                (800..1608, false)
+            };
+            return Ok(datagrams::fragment(&frame, 1, part, more));
+        }
         Kind::Ack => {
             let tcp = builder.tcp(0, to.port(), 1, 65_535).ack(1);
             tcp.write(&mut frame, &[])?;
@@ -86,13 +117,38 @@ pub(super) fn frame(macs: Macs, source: IpAddr, to: SocketAddr, kind: Kind) -> R
             let tcp = builder.tcp(0, to.port(), 1, 65_535).syn();
             tcp.write(&mut frame, &[])?;
         }
+        Kind::Error => return error(macs, source, to),
     }
-    frame.resize(fields(to.is_ipv4()).header.max(60), 0);
+    let header = fields(&frame).header;
+    frame.resize(header.max(60), 0);
     Ok(frame)
 }
 
-const fn fields(v4: bool) -> Fields {
-    if v4 { V4 } else { V6 }
+/// A host is unreachable, a router of the client's network says.
+fn error(macs: Macs, client: IpAddr, from: SocketAddr) -> Result<Vec<u8>> {
+    let (IpAddr::V4(client), IpAddr::V4(vip)) = (client, from.ip()) else {
+        anyhow::bail!("errors are measured in IPv4");
+    };
+    let mut sent = Vec::new();
+    PacketBuilder::ethernet2(macs[0], macs[1])
+        .ipv4(vip.octets(), client.octets(), 64)
+        .tcp(from.port(), 0, 1, 65_535)
+        .ack(1)
+        .write(&mut sent, &[])?;
+    let message = Message {
+        kind: 3,
+        code: 1,
+        word: 0,
+    };
+    Ok(datagrams::about(&sent, macs, client.into(), message, 28))
+}
+
+fn fields(frame: &[u8]) -> Fields {
+    match (frame[12], frame[23]) {
+        (8, 1) => V4_ERROR,
+        (8, _) => V4,
+        _ => V6,
+    }
 }
 
 /// A program that turns whatever its buffer holds into the frame, from the next of `flows` sources, and hands it to
@@ -150,7 +206,7 @@ pub(super) fn sink(cell: &Cell) -> Result<OwnedFd> {
 
 /// The counter of flows, then the header.
 fn cell(frame: &[u8]) -> Result<Cell> {
-    let bytes = [&[0; COUNTER], &frame[..fields(frame[12] == 8).header]].concat();
+    let bytes = [&[0; COUNTER], &frame[..fields(frame).header]].concat();
     let cell = Cell::create(bytes.len())?;
     cell.write(&bytes)?;
     Ok(cell)
@@ -190,7 +246,7 @@ fn rewrite(frame: &[u8], cell: &Cell, flows: u64) -> Result<Assembler> {
     ensure!(flows.is_power_of_two() && flows <= 1 << 31);
     let length = frame.len() as i32;
     let v4 = frame[12] == 8;
-    let fields = fields(v4);
+    let fields = fields(frame);
     let mut code = Assembler::default();
     code.alu(Alu::Move, R::R6, R::R1)
         .load(Size::Word, R::R3, R::R6, 0)

@@ -59,7 +59,7 @@ const fn case(name: &'static str, service: Service, kind: Kind, flows: u64, targ
 /// More flows than fit any table: each packet begins one.
 const ENDLESS: u64 = 1 << 31;
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 17] = [
     Case {
         name: "not ours",
         to: NOT_OURS,
@@ -115,6 +115,11 @@ const CASES: [Case; 12] = [
     case("nat miss", Service::Nat, Kind::Syn, ENDLESS, 0.0),
     case("syn, ipip", Service::Ipip4, Kind::Syn, ENDLESS, 55.0),
     case("udp, ipip", Service::Ipip4, Kind::Udp, ENDLESS, 50.0),
+    case("icmp error", Service::Ipip4, Kind::Error, 1, 250.0),
+    case("icmp error, nat", Service::Nat, Kind::Error, 1, 250.0),
+    case("first fragment", Service::Ipip4, Kind::First, 1, 150.0),
+    case("later fragment", Service::Ipip4, Kind::Later, 1, 120.0),
+    case("later fragment, nat", Service::Nat, Kind::Later, 1, 120.0),
 ];
 
 struct Row {
@@ -194,9 +199,16 @@ fn measure(case: &'static Case, program: BorrowedFd<'_>, empty: BorrowedFd<'_>) 
     };
     let frame = frames::frame(MACS, client, case.to, case.kind)?;
     let fresh = Fresh::new(frame, case.flows)?;
+    let first = match case.kind {
+        Kind::Later => Some(frames::frame(MACS, client, case.to, Kind::First)?),
+        _ => None,
+    };
     let (mut floor, mut whole) = (f64::MAX, f64::MAX);
     for _ in 0..ROUNDS {
         floor = floor.min(round(fresh.before(empty)?, &fresh.frame, XDP_PASS)?);
+        if let Some(first) = &first {
+            kernel::run(program, first, 1)?;
+        }
         whole = whole.min(round(fresh.before(program)?, &fresh.frame, case.action)?);
     }
     Ok(Row {
