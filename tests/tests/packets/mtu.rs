@@ -11,6 +11,7 @@ use lb_common::{
 use lb_tests::{
     both::{Both, Outcome},
     datagrams::{LINK, fragments, headers, is_v4},
+    kernel::is_at_least,
 };
 use lb_userspace::{dataplane::Dataplane as _, plan::Op};
 
@@ -82,6 +83,12 @@ fn assert_told(outcome: &Outcome, came: &[u8], mtu: u32) {
     assert_eq!(outcome.frame[to], came[from]);
 }
 
+/// Whether the MTU of the way to the outcome's backend is known: backend 9 is behind a route of the kernel's, which says
+/// it since 5.12.
+fn has_mtu(outcome: &Outcome) -> bool {
+    outcome.backend() != Some(9) || is_at_least(5, 12)
+}
+
 /// Overhead of the way to the backend that the steps name.
 fn overhead(outcome: &Outcome) -> usize {
     match outcome.backend() {
@@ -99,6 +106,9 @@ fn the_client_is_told_what_fits_a_tunnel() -> Result<()> {
             for port in 1024..1100 {
                 let packet = Packet::new((client, port), (vip, 80), Kind::Ack);
                 let small = both.run(&packet.frame(both))?;
+                if !has_mtu(&small) {
+                    continue;
+                }
                 let room = 1500 - overhead(&small);
                 for dont_fragment in [true, false] {
                     let fits = both.run(&sized(both, &packet, room, dont_fragment))?;
@@ -127,6 +137,9 @@ fn fragments_that_fit_no_tunnel_are_dropped_or_told() -> Result<()> {
                 let size = if is_v4(&whole) { 1480 } else { 1448 };
                 let pieces = fragments(&whole, port.into(), size);
                 let first = both.run(&pieces[0])?;
+                if !has_mtu(&first) {
+                    continue;
+                }
                 if is_v4(&whole) {
                     assert_eq!(first.verdict, Verdict::Drop(Reason::DoesNotFit));
                 } else {
@@ -162,9 +175,13 @@ fn being_told_is_limited() -> Result<()> {
         both.set(settings)?;
         both.host.reject_tokens.set(0);
         for (client, vip, _) in ENDS {
-            let packet = Packet::new((client, 1024), (vip, 80), Kind::Ack);
-            let outcome = both.run(&sized(both, &packet, 1500, true))?;
-            assert_eq!(outcome.verdict, Verdict::Drop(Reason::RejectLimited));
+            for port in 1024..1040 {
+                let packet = Packet::new((client, port), (vip, 80), Kind::Ack);
+                let outcome = both.run(&sized(both, &packet, 1500, true))?;
+                if has_mtu(&outcome) {
+                    assert_eq!(outcome.verdict, Verdict::Drop(Reason::RejectLimited));
+                }
+            }
         }
         Ok(())
     })
@@ -196,6 +213,9 @@ fn the_client_is_told_before_a_neighbour_is_resolved() -> Result<()> {
                 if small.backend() != Some(9) {
                     assert_eq!(small.verdict, Verdict::Pass(Reason::HandedUp));
                 }
+                if !has_mtu(&small) {
+                    continue;
+                }
                 let came = sized(both, &packet, 1500, true);
                 assert_told(&both.run(&came)?, &came, 1500 - overhead(&small) as u32);
             }
@@ -214,6 +234,9 @@ fn nobody_is_told_less_than_the_minimum() -> Result<()> {
         for port in 1024..1060 {
             let packet = Packet::new((client, port), (vip, 80), Kind::Ack);
             let small = both.run(&packet.frame(both))?;
+            if !has_mtu(&small) {
+                continue;
+            }
             let room = match small.backend() {
                 Some(9) => 1480,
                 _ => 1300 - overhead(&small),
