@@ -12,6 +12,7 @@ pub mod health;
 pub mod hostile;
 pub mod lease;
 pub mod net;
+pub mod notify;
 pub mod observe;
 pub mod plan;
 pub mod privileges;

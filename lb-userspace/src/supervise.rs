@@ -27,6 +27,7 @@ use crate::{
     desired,
     health::{Prober, Tcp},
     net::{self, Facts},
+    notify::{Manager, Phase},
     observe::{self, MetricsEnd, Socket, SocketError},
     privileges,
     reconcile::{
@@ -261,7 +262,9 @@ impl Begun<'_> {
             read_packet_log(&mut reconciler.installation);
         }
         tracing::info!(took = ?begin.elapsed(), adopted, "serving");
+        notify(Phase::Ready);
         reconciler.run(inputs, stop).await;
+        notify(Phase::Stopping);
         // Answers under way are given; the socket's file goes.
         match timeout(Duration::from_secs(2), observing).await {
             Ok(Ok(Err(error))) => tracing::error!(%error, "admin socket"),
@@ -270,6 +273,13 @@ impl Begun<'_> {
         }
         tracing::info!("ended; what is attached goes on forwarding");
         Ok(())
+    }
+}
+
+/// A service manager that cannot be told ends us by itself if it minds.
+fn notify(phase: Phase) {
+    if let Err(error) = Manager::from_environment().and_then(|manager| manager.tell(phase)) {
+        tracing::warn!(%error, ?phase, "NOTIFY_SOCKET: the service manager was not told");
     }
 }
 
