@@ -26,8 +26,11 @@ fn netlink_datagrams_leave_facts_that_can_be_worked_with() -> Result<()> {
     run(Target::Netlink)
 }
 
-/// Inputs made of each one of the corpus.
-const NEIGHBOURS: usize = 40;
+/// Inputs made of each one of the corpus. `MILLRACE_NEIGHBOURS` asks for another number.
+fn neighbours() -> usize {
+    let asked = std::env::var("MILLRACE_NEIGHBOURS").ok();
+    asked.and_then(|text| text.parse().ok()).unwrap_or(40)
+}
 
 fn run(target: Target) -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -45,7 +48,7 @@ fn run(target: Target) -> Result<()> {
         let bytes = fs::read(file).with_context(|| file.display().to_string())?;
         eprintln!("{}: {name}", target.name());
         target.run(&bytes);
-        for number in 0..NEIGHBOURS {
+        for number in 0..neighbours() {
             let neighbour = neighbour(&bytes, &mut random);
             eprintln!("{}: {name}, neighbour {number}", target.name());
             target.run(&neighbour);

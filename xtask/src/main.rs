@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod cargo;
 mod demo;
+mod dist;
 mod fmt;
 mod fuzz;
 mod lint;
@@ -34,6 +35,8 @@ enum Verb {
     Setup(setup::Args),
     /// Build the release binary with the packet path in it
     Build,
+    /// Make what others install: a static binary and a Debian package
+    Dist(dist::Args),
     /// Show clients balanced over real servers in network namespaces (root)
     Demo,
     /// Run every check and test, cheap ones first
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Setup(args) => setup::run(args),
         Verb::Build => build::run(),
+        Verb::Dist(args) => dist::run(&args),
         Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),
         Verb::Vm(args) => vm::run(&args),

@@ -12,6 +12,7 @@ mod drain;
 pub mod exit;
 mod explain;
 mod flows;
+mod manual;
 mod run;
 mod services;
 mod show;
@@ -88,6 +89,9 @@ enum Verb {
     Explain(explain::Args),
     /// Print completions for a shell
     Completions(completions::Args),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Manual(manual::Args),
 }
 
 impl Cli {
@@ -109,6 +113,7 @@ impl Cli {
             Verb::Check(args) => check::run(args, global),
             Verb::Explain(args) => explain::run(args, global),
             Verb::Completions(args) => completions::run(args),
+            Verb::Manual(args) => manual::run(args),
         }
     }
 }

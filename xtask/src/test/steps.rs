@@ -1,7 +1,7 @@
 //! The steps of a test run, in the order of their cost.
 
 use super::output::{Reader, Tally};
-use crate::{cargo, lint, vm};
+use crate::{cargo, dist, lint, vm};
 use anyhow::{Context as _, Result};
 use std::{
     fs,
@@ -48,9 +48,11 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
     }
     let filter = scope.filter.filter(|_| named.is_none());
     let millrace = cargo::target_dir()?.join("debug/millrace");
+    let package = dist::file(REVISION)?;
     let test = |name: &str, target: &[&str], options: &[&str]| {
         let step = Tests {
             millrace: &millrace,
+            package: &package,
             quick: scope.quick,
             filter,
         };
@@ -72,6 +74,12 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
         ));
     }
     for file in files {
+        if file == PACKAGE {
+            steps.push(Step {
+                name: "making the package".into(),
+                run: Box::new(|| Ok((packed(), Tally::default()))),
+            });
+        }
         steps.push(test(
             &file,
             &["--package", "lb-tests", "--test", &file],
@@ -94,12 +102,17 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
+/// The test file that takes the finished package, and the package's revision.
+const PACKAGE: &str = "package";
+const REVISION: u32 = 1;
+
 /// Kernel state (maps, pins, interfaces) is one for all tests of a file.
 const SERIAL: [&str; 1] = ["--test-threads=1"];
 
 /// What all test steps of a run have in common.
 struct Tests<'a> {
     millrace: &'a Path,
+    package: &'a Path,
     quick: bool,
     filter: Option<&'a str>,
 }
@@ -117,10 +130,12 @@ impl Tests<'_> {
             .map(|&word| word.to_owned());
         let words: Vec<String> = words.collect();
         let millrace = self.millrace.to_path_buf();
+        let package = self.package.to_path_buf();
         let quick = self.quick;
         let run = move || {
             let mut command = cargo::cargo(&words);
             command.env("MILLRACE_BIN", &millrace);
+            command.env("MILLRACE_DEB", &package);
             if quick {
                 command.env("MILLRACE_QUICK", "1");
             }
@@ -158,6 +173,11 @@ fn test_files(dir: &Path) -> Result<Vec<String>> {
 fn binaries() -> bool {
     let built = cargo::build_binaries(&cargo::BINARIES, "dev");
     built.inspect_err(|error| eprintln!("{error:#}")).is_ok()
+}
+
+fn packed() -> bool {
+    let made = dist::make(REVISION);
+    made.inspect_err(|error| eprintln!("{error:#}")).is_ok()
 }
 
 fn documentation() -> Result<(bool, Tally)> {
