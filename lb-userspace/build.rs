@@ -78,7 +78,7 @@ fn build(out_dir: &Path) -> Result<PathBuf, String> {
     let output = cargo
         .current_dir(root)
         .env("PATH", path)
-        .env("RUSTC", compiler)
+        .env("RUSTC", &compiler)
         .env("RUSTC_BOOTSTRAP", "1")
         .args([
             "build",
@@ -91,6 +91,8 @@ fn build(out_dir: &Path) -> Result<PathBuf, String> {
         ])
         .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
         .arg(&target_dir)
+        .arg("--config")
+        .arg(remapped(root, &compiler)?)
         .output()
         .map_err(|e| format!("cargo for the BPF object: {e}"))?;
     if !output.status.success() {
@@ -101,6 +103,18 @@ fn build(out_dir: &Path) -> Result<PathBuf, String> {
         ));
     }
     Ok(target_dir.join(TARGET).join("release/millrace-bpf"))
+}
+
+/// The setting that makes the object's debug information name files as any machine would, so that the object is the same
+/// wherever it is built. It joins the flags of `.cargo/config.toml`.
+fn remapped(root: &Path, compiler: &OsString) -> Result<String, String> {
+    let mut folders = vec![(sysroot(compiler)?, "rust"), (root.to_path_buf(), ".")];
+    folders.extend(cargo_home().map(|home| (home, "cargo")));
+    let flags = folders
+        .iter()
+        .map(|(from, to)| format!("'--remap-path-prefix={}={to}'", from.display()));
+    let flags: Vec<_> = flags.collect();
+    Ok(format!("target.{TARGET}.rustflags=[{}]", flags.join(", ")))
 }
 
 /// Whether a variable of the outer build would change the inner one: flags and wrappers (clippy's is one) meant for the
@@ -148,24 +162,22 @@ fn outer_target_dir(out_dir: &Path) -> Result<&Path, String> {
 
 /// `cargo install` puts the linker into cargo's own folder, which Debian's cargo has not on PATH.
 fn path_with_cargo_bin() -> Result<OsString, String> {
-    let home = env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::home_dir().map(|home| home.join(".cargo")));
     let path = env::var_os("PATH").unwrap_or_default();
-    let dirs = env::split_paths(&path).chain(home.map(|home| home.join("bin")));
+    let dirs = env::split_paths(&path).chain(cargo_home().map(|home| home.join("bin")));
     env::join_paths(dirs).map_err(|e| format!("PATH: {e}"))
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::home_dir().map(|home| home.join(".cargo")))
 }
 
 /// `-Z build-std` compiles `core` from the sources of exactly the compiler that builds: the machine's own where they are
 /// installed, else the one that set-up keeps in its cache together with its sources.
 fn compiler() -> Result<OsString, String> {
     let own = variable("RUSTC")?;
-    let output = Command::new(&own)
-        .args(["--print", "sysroot"])
-        .output()
-        .map_err(|e| format!("{}: {e}", own.display()))?;
-    let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    let core = sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs");
+    let core = sysroot(&own)?.join("lib/rustlib/src/rust/library/core/src/lib.rs");
     if core.is_file() {
         return Ok(own);
     }
@@ -181,6 +193,14 @@ fn compiler() -> Result<OsString, String> {
             let core = core.display();
             format!("no library sources of this compiler at {core}: run `cargo xtask setup`")
         })
+}
+
+fn sysroot(compiler: &OsString) -> Result<PathBuf, String> {
+    let output = Command::new(compiler)
+        .args(["--print", "sysroot"])
+        .output()
+        .map_err(|e| format!("{}: {e}", compiler.display()))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().into())
 }
 
 fn require_linker(path: &OsString) -> Result<(), String> {
