@@ -24,7 +24,7 @@ pub enum FlowTable {
 pub enum Route {
     /// Neighbour known; MTU of the route in bytes; `gateway` is the address that was resolved.
     Hop { hop: Hop, mtu: u16, gateway: Addr },
-    /// Route known, neighbour not.
+    /// Route known; only the stack can send there: the neighbour is unknown, or XDP cannot send on the device.
     Neighbour { ifindex: u32, gateway: Addr },
     /// Unreachable, prohibited or blackholed.
     None,

@@ -18,7 +18,7 @@ use lb_common::{
 };
 
 use crate::maps::{
-    ADDRESSES, ANNOUNCED4, ANNOUNCED6, BACKEND_STATS, BACKENDS, BUCKETS, FLOWS4, FLOWS6,
+    ADDRESSES, ANNOUNCED4, ANNOUNCED6, BACKEND_STATS, BACKENDS, BUCKETS, DEVICES, FLOWS4, FLOWS6,
     FRAGMENTS4, FRAGMENTS6, FRONTEND_STATS, FRONTENDS4, FRONTENDS6, HALF_OPEN4, HALF_OPEN6,
     MEMBERS, NEXT_HOPS, REASONS, ROUTE, SERVICES, SETTINGS, SLOTS, SOURCES4, SOURCES6,
 };
@@ -61,6 +61,17 @@ impl<const TC: bool> KernelTables<TC> {
             (query.__bindgen_anon_1.mtu_result, gateway)
         };
         match answer {
+            // A VLAN, a bridge: the stack sends there.
+            FOUND
+                if !TC
+                    && query.ifindex != self.ingress
+                    && DEVICES.get_ifindex(query.ifindex).is_none() =>
+            {
+                Route::Neighbour {
+                    ifindex: query.ifindex,
+                    gateway,
+                }
+            }
             FOUND => Route::Hop {
                 hop: Hop {
                     ifindex: query.ifindex,

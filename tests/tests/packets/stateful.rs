@@ -5,6 +5,7 @@ use std::{
     hash::Hash,
     net::{IpAddr, SocketAddr},
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -16,11 +17,15 @@ use aya::{
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use lb_common::{
     abi::{Flow, Reason, Tuple, flow_state},
-    bytes::Address,
+    bytes::{self, Address},
     pipeline::{Step, Verdict},
     sim::Family,
+    tables::Route,
 };
-use lb_tests::both::{Both, Outcome};
+use lb_tests::{
+    both::{Both, Outcome},
+    netns::run,
+};
 use lb_userspace::{
     dataplane::{Dataplane as _, FlowState},
     plan::Op,
@@ -94,6 +99,37 @@ pub(super) fn answer(left: &[u8], kind: Kind) -> Packet {
         sequence: 7000,
         acknowledged: 1001,
     }
+}
+
+#[test]
+fn a_client_behind_a_device_that_only_the_stack_sends_on_is_answered_by_the_stack() -> Result<()> {
+    const CLIENT: &str = "10.77.0.5";
+    with_both(|both| {
+        // A bridge here, a VLAN elsewhere: this kernel has none.
+        for command in [
+            "link add br9 type bridge",
+            "link set br9 up",
+            "address add 10.77.0.1/24 dev br9",
+            "neigh add 10.77.0.5 lladdr 02:00:00:00:00:55 dev br9 nud permanent",
+        ] {
+            run(Command::new("ip").args(command.split(' ')))?;
+        }
+        let shown = run(Command::new("ip").args(["-o", "link", "show", "dev", "br9"]))?;
+        let ifindex = shown.split(':').next().and_then(|index| index.parse().ok());
+        let client: IpAddr = CLIENT.parse()?;
+        let way = Route::Neighbour {
+            ifindex: ifindex.context(shown.clone())?,
+            gateway: client.into(),
+        };
+        let network = bytes::V4::from_bytes([10, 77, 0, 0]);
+        both.host.v4.routes.insert(0, (network, 24, way));
+        let (_, there) = begin(both, (CLIENT, V4.1), 1024, Kind::Syn)?;
+        let reply = answer(&there.frame, Kind::SynAck).frame(both);
+        let outcome = both.run(&reply)?;
+        assert_eq!(outcome.verdict, Verdict::Pass(Reason::HandedUp));
+        assert_eq!(outcome.frame, reply, "unchanged");
+        Ok(())
+    })
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl Routing {
         }
         match path::resolve(&self.facts, destination) {
             Some(path) => match path.neighbour {
-                Some(mac) => Route::Hop {
+                Some(mac) if path.xdp_send || path.ifindex == ingress => Route::Hop {
                     hop: Hop {
                         ifindex: path.ifindex,
                         macs: lb_common::bytes::Macs::new(mac, path.own_mac),
@@ -36,7 +36,7 @@ impl Routing {
                     mtu: path.mtu,
                     gateway: path.gateway.into(),
                 },
-                None => Route::Neighbour {
+                _ => Route::Neighbour {
                     ifindex: path.ifindex,
                     gateway: path.gateway.into(),
                 },
