@@ -16,6 +16,7 @@ pub mod neighbours;
 pub mod netns;
 pub mod pass;
 pub mod place;
+pub mod raw;
 pub mod sandbox;
 pub mod servers;
 pub mod stage;

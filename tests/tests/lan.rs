@@ -2,18 +2,20 @@
 
 use std::{
     fs::{self, File},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     path::PathBuf,
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use etherparse::{PacketBuilder, VlanId};
 use lb_tests::{
     balancer::{Balancer, Configuration, PATIENCE},
     clients, is_root,
     netns::{Folder, Netns, Process, until},
-    servers::HTTP,
-    stage::{self, Servers, Way},
+    raw,
+    servers::{ECHO, HTTP},
+    stage::{self, Servers, Stage, Way},
     topology::{Family, Host, Shape, Topology, VIP4, VIP6},
 };
 
@@ -158,7 +160,11 @@ const GROUP: &str = "3333ff000010";
 
 /// Of a namespace's `eth0`.
 fn mac(netns: &Netns) -> Result<String> {
-    let shown = netns.run(Command::new("ip").args(["-o", "link", "show", "dev", "eth0"]))?;
+    mac_of(netns, "eth0")
+}
+
+fn mac_of(netns: &Netns, device: &str) -> Result<String> {
+    let shown = netns.run(Command::new("ip").args(["-o", "link", "show", "dev", device]))?;
     let mut words = shown
         .split_whitespace()
         .skip_while(|word| *word != "link/ether");
@@ -393,4 +399,56 @@ fn a_vip_of_another_host_is_reported_and_not_announced() -> Result<()> {
     );
     lan.wait_until_believed(&mac(&balancer)?)?;
     lan.fetch()
+}
+
+#[test]
+fn a_tagged_question_goes_to_its_backend_without_the_tag() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let stage = Stage::set(Way::Nat, Shape::TwoArms)?;
+    let own = mac_bytes(&mac(&stage.topology.balancer.netns)?)?;
+    // Answers go back to where the question came from: this host does not forward by routes.
+    let router = mac_bytes(&mac_of(&stage.topology.router, "front")?)?;
+    let client = &stage.topology.clients[0];
+    for family in Family::BOTH {
+        let vip = stage.vip(family, ECHO);
+        let socket = client.netns.enter(|| -> Result<UdpSocket> {
+            let socket = UdpSocket::bind(client.at(family, 5555))?;
+            socket.connect(vip)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            Ok(socket)
+        })?;
+        let builder = PacketBuilder::ethernet2(router, own).single_vlan(VlanId::try_new(7)?);
+        let mut frame = Vec::new();
+        let builder = match (client.address(family), vip.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),
+            (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), 64),
+            _ => unreachable!("ends of one family"),
+        };
+        builder
+            .udp(5555, vip.port())
+            .write(&mut frame, b"question")?;
+        // From the router's end of the wire, as a switch's trunk would send it.
+        raw::send(&stage.topology.router, "lb", &frame)?;
+        let mut answer = [0; 64];
+        let length = socket
+            .recv(&mut answer)
+            .with_context(|| stage.balancer.log())?;
+        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        assert!(answer.ends_with(" question"), "{answer}");
+    }
+    // XDP takes no tags off: the tc program has sent them on.
+    let metrics = clients::curl(
+        &stage.topology.balancer.netns,
+        &["http://127.0.0.1:9470/metrics"],
+    )?;
+    assert!(metrics.contains("reason=\"handed_up\""), "{metrics}");
+    Ok(())
+}
+
+fn mac_bytes(text: &str) -> Result<[u8; 6]> {
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+    let bytes: Vec<u8> = bytes.collect::<Result<_, _>>()?;
+    bytes.try_into().map_err(|_| anyhow!("{text} is no MAC"))
 }
