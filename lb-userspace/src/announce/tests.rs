@@ -246,7 +246,7 @@ fn said(vip: &str, what: What) -> Vec<Vec<u8>> {
     })
 }
 
-/// The sum over pseudo-header and message of a good ICMPv6 packet is zero.
+/// The sum over pseudo-header and message of a good `ICMPv6` packet is zero.
 fn sums_up(frame: &[u8], at: usize) -> bool {
     let length = (frame.len() - at) as u32;
     let pseudo = [&frame[22..54], &length.to_be_bytes(), &[0, 0, 0, 58]].concat();
