@@ -79,7 +79,12 @@ impl Both {
         let mut ops = world::ops(TICKS_PER_SECOND, uplinks);
         ops.push(Op::InsertDevice { ifindex: routed });
         // What names interfaces; the rest is in place.
-        let named = |op: &&Op| matches!(op, Op::NextHop { .. } | Op::InsertDevice { .. });
+        let named = |op: &&Op| {
+            matches!(
+                op,
+                Op::NextHop { .. } | Op::InsertDevice { .. } | Op::InsertAnnounced { .. }
+            )
+        };
         let changed: Vec<Op> = ops.iter().filter(named).cloned().collect();
         place.installation.dataplane()?.apply(&changed)?;
         let settings = settings_of(&ops)?;

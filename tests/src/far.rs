@@ -77,13 +77,20 @@ impl Link {
                     &*format!("link set {device} up"),
                 ])
             }
-            Self::Bond => netns.ip([
-                "link add bond0 type bond mode active-backup miimon 100",
-                "link set eth0 master bond0",
-                "link set eth1 master bond0",
-                "link set bond0 type bond primary eth0",
-                "link set bond0 up",
-            ]),
+            Self::Bond => {
+                netns.ip([
+                    "link add bond0 type bond mode active-backup miimon 100",
+                    "link set eth0 master bond0",
+                    "link set eth1 master bond0",
+                    "link set bond0 type bond primary eth0",
+                    "link set bond0 up",
+                ])?;
+                // As `millrace doctor` asks for; a bond has it on whatever its NICs can do.
+                let mut ethtool = Command::new("ethtool");
+                netns
+                    .run(ethtool.args(["-K", "bond0", "lro", "off"]))
+                    .map(drop)
+            }
         }
     }
 }
@@ -128,9 +135,10 @@ pub fn balance(way: Way, link: Link) -> Result<()> {
     let folder = Folder::create("far")?;
     stage::watch_connections(&netns, &folder)?;
     let balancer = Balancer::start(&netns, &configuration)?;
-    runs_natively(&netns, link.uplink())?;
+    runs_natively(&netns, link.uplink()).with_context(|| balancer.log())?;
     say("ready");
     end_of_input()?;
+    say(&balancer.cli(&["status"])?);
     runs_natively(&netns, link.uplink())?;
     no_vip_is_tracked(&netns)?;
     drop(balancer);
@@ -217,6 +225,9 @@ impl Requests<'_> {
 
     fn http(&self, family: Family) -> Result<()> {
         let vip = SocketAddr::new(family.vip(), HTTP);
+        // Where nothing comes back, one request's patience is enough.
+        let first = clients::http(&self.client.netns, vip, 1, 1);
+        ensure!(first.failed() == 0, "{first:?}");
         let answers = clients::http(&self.client.netns, vip, REQUESTS, 2);
         ensure!(
             answers.answered() == REQUESTS && answers.by_backend.len() == usize::from(BACKENDS),
@@ -227,6 +238,8 @@ impl Requests<'_> {
 
     fn datagrams(&self, family: Family) -> Result<()> {
         let vip = SocketAddr::new(family.vip(), ECHO);
+        let first = clients::udp(&self.client.netns, vip, 1);
+        ensure!(first.failed() == 0, "{first:?}");
         let answers = clients::udp(&self.client.netns, vip, REQUESTS);
         ensure!(
             answers.answered() == REQUESTS && answers.by_backend.len() == usize::from(BACKENDS),

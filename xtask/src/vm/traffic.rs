@@ -70,7 +70,8 @@ pub(super) fn run(lab: &Lab<'_>, core: bool) -> Result<(f64, Tally)> {
     Ok((world.machine.booted, sum))
 }
 
-/// Sets both sides up, lets the clients ask and the balancer look at itself.
+/// Sets both sides up, lets the clients ask and the balancer look at itself in the end: its program is native still, and
+/// its stack has seen nothing of all that.
 fn scenario(
     balancer: &mut Side,
     world: &mut Side,
@@ -83,7 +84,10 @@ fn scenario(
     balancer.start(link, way)?;
     balancer.wait("ready")?;
     world.go()?;
-    let said = world.wait("test result: ")?;
+    let said = world.wait("test result: ");
+    balancer.close()?;
+    let looked = balancer.wait("done")?;
+    let said = said.with_context(|| looked.clone())?;
     for said in said.lines() {
         match said.strip_prefix("test ") {
             Some(name) if !name.starts_with("result: ") => {
@@ -95,9 +99,10 @@ fn scenario(
             eprintln!("{said}");
         }
     }
-    // Its program is native still, and its stack has seen nothing of all that.
-    balancer.close()?;
-    balancer.wait("done").map(drop)
+    if said.contains("... FAILED") {
+        eprintln!("{looked}");
+    }
+    Ok(())
 }
 
 /// A VM and the program `far` in it.
