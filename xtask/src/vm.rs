@@ -9,6 +9,7 @@ pub(crate) mod image;
 pub(crate) mod lab;
 pub(crate) mod machine;
 mod modules;
+mod package;
 mod suite;
 mod traffic;
 
@@ -50,12 +51,17 @@ pub(crate) enum Part {
     Tests,
     /// Traffic between two VMs
     Traffic,
+    /// The Debian package in a VM that has nothing else of ours; on the newest kernel given
+    Package,
 }
 
 #[expect(clippy::print_stdout, reason = "the results are what was asked for")]
 pub(crate) fn run(args: &Args) -> Outcome {
     setup::ensure_for_vms()?;
-    let tally = table(args)?;
+    let tally = match (args.part, args.kernel.last()) {
+        (Some(Part::Package), Some(series)) => package::run(series)?,
+        _ => table(args)?,
+    };
     for failure in &tally.failures {
         println!("FAILED: {failure}");
     }

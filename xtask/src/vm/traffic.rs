@@ -31,12 +31,7 @@ const TRIES: u64 = PATIENCE.as_secs() * 10;
 
 /// Runs the scenarios that this kernel can run, or the `core` ones. Seconds that a boot took, and the results.
 pub(super) fn run(lab: &Lab<'_>, core: bool) -> Result<(f64, Tally)> {
-    // Until 5.13 virtio_net wants a pair of queues for each CPU's XDP; a socket carries one pair.
-    let wires = if lab.kernel_at_least(5, 13) {
-        Wires::Sockets(lab.work.to_owned())
-    } else {
-        Wires::Taps(Cables::lay()?)
-    };
+    let wires = Wires::lay(lab)?;
     let mut balancer = Side {
         machine: lab.boot("balancer", &wires.nics(false), wires.netns())?,
         name: "balancer",
@@ -106,13 +101,13 @@ fn scenario(
 }
 
 /// A VM and the program `far` in it.
-struct Side {
-    machine: Machine,
-    name: &'static str,
+pub(super) struct Side {
+    pub(super) machine: Machine,
+    pub(super) name: &'static str,
 }
 
 impl Side {
-    fn start(&mut self, link: &str, way: &str) -> Result<()> {
+    pub(super) fn start(&mut self, link: &str, way: &str) -> Result<()> {
         let name = self.name;
         let script = format!(
             "rm -f /run/far.in /run/far.log
@@ -125,7 +120,7 @@ echo $! > /run/far.open
     }
 
     /// Waits until the program has said a line that begins so; everything it said.
-    fn wait(&mut self, line: &str) -> Result<String> {
+    pub(super) fn wait(&mut self, line: &str) -> Result<String> {
         let script = format!(
             "tries=0
 until grep -q -e '^{line}' -e '^ended' /run/far.log || [ $tries -gt {TRIES} ]; do
@@ -141,7 +136,7 @@ cat /run/far.log"
         Ok(said)
     }
 
-    fn go(&mut self) -> Result<()> {
+    pub(super) fn go(&mut self) -> Result<()> {
         self.machine.run("echo > /run/far.in", PATIENCE).map(drop)
     }
 
@@ -152,7 +147,7 @@ cat /run/far.log"
     }
 
     /// Waits until the program is gone and the NICs are back from its namespaces.
-    fn end(&mut self) -> Result<()> {
+    pub(super) fn end(&mut self) -> Result<()> {
         let script = "kill $(cat /run/far.open) 2> /dev/null
 until grep -q '^ended' /run/far.log; do sleep 0.1; done
 until ip link show dev eth0 && ip link show dev eth1; do sleep 0.1; done > /dev/null 2>&1";
@@ -163,14 +158,23 @@ until ip link show dev eth0 && ip link show dev eth1; do sleep 0.1; done > /dev/
 }
 
 /// Two wires between the VMs.
-enum Wires {
+pub(super) enum Wires {
     /// Sockets in this folder.
     Sockets(PathBuf),
     Taps(Cables),
 }
 
 impl Wires {
-    fn nics(&self, world: bool) -> [Nic; 2] {
+    pub(super) fn lay(lab: &Lab<'_>) -> Result<Self> {
+        // Until 5.13 virtio_net wants a pair of queues for each CPU's XDP; a socket carries one pair.
+        Ok(if lab.kernel_at_least(5, 13) {
+            Self::Sockets(lab.work.to_owned())
+        } else {
+            Self::Taps(Cables::lay()?)
+        })
+    }
+
+    pub(super) fn nics(&self, world: bool) -> [Nic; 2] {
         [0, 1].map(|wire| Nic {
             number: 2 * wire + u8::from(world) + 1,
             wire: match self {
@@ -186,7 +190,7 @@ impl Wires {
         })
     }
 
-    fn netns(&self) -> Option<&str> {
+    pub(super) fn netns(&self) -> Option<&str> {
         match self {
             Self::Sockets(_) => None,
             Self::Taps(cables) => Some(&cables.netns),
@@ -199,7 +203,7 @@ fn tap(world: bool, wire: u8) -> String {
 }
 
 /// A network namespace of this machine with tap devices in pairs; gone with the value.
-struct Cables {
+pub(super) struct Cables {
     netns: String,
 }
 
