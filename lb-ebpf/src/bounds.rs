@@ -2,7 +2,7 @@
 //! loaded. The compiler believes the 32 bits and may spill half a pointer, which the verifier refuses; so the loads are
 //! spelt out.
 
-use core::{arch::asm, mem::offset_of};
+use core::{arch::asm, intrinsics::is_val_statically_known, mem::offset_of};
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use lb_common::packet::{Header, MAX_OFFSET};
@@ -17,8 +17,12 @@ pub(crate) trait Bounds: Copy {
     /// Start of `size` bytes at `offset`, if the (linear part of the) frame holds them.
     #[inline(always)]
     fn at(self, offset: u32, size: usize) -> Option<usize> {
-        // The mask changes nothing: the pipeline stays below. It is the bound that the verifier sees.
-        let start = self.data() + (offset & MAX_OFFSET) as usize;
+        let data = self.data();
+        let start = if is_val_statically_known(offset) {
+            data + offset as usize
+        } else {
+            masked(data, offset)
+        };
         (start + size <= self.data_end()).then_some(start)
     }
 
@@ -40,6 +44,20 @@ pub(crate) trait Bounds: Copy {
         unsafe { (start as *mut H).write_unaligned(*header) };
         true
     }
+}
+
+/// `data` and `offset`, masked. The mask changes nothing: the pipeline stays below. It is the bound that the verifier sees,
+/// spelt out: where LLVM knows a bound it takes the mask away, or masks early and keeps the result on the stack, and
+/// kernel 5.10 knows no bounds of what it reads from there.
+#[inline(always)]
+fn masked(data: usize, offset: u32) -> usize {
+    let mut start = u64::from(offset);
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("{start} &= {mask}", "{start} += {data}", start = inout(reg) start, mask = const MAX_OFFSET,
+            data = in(reg) data, options(nomem, nostack));
+    }
+    start as usize
 }
 
 macro_rules! bounds {

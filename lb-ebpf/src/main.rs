@@ -2,7 +2,11 @@
 //! `lb_common::pipeline`.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![expect(
+    internal_features,
+    reason = "whether an offset is known decides how it is bounded, see `bounds`"
+)]
 
 mod bounds;
 mod maps;
