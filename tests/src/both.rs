@@ -79,13 +79,20 @@ impl Both {
         let mut ops = world::ops(TICKS_PER_SECOND, uplinks);
         ops.push(Op::InsertDevice { ifindex: routed });
         // What names interfaces; the rest is in place.
-        let named = |op: &&Op| {
-            matches!(
-                op,
-                Op::NextHop { .. } | Op::InsertDevice { .. } | Op::InsertAnnounced { .. }
-            )
-        };
-        let changed: Vec<Op> = ops.iter().filter(named).cloned().collect();
+        let mut changed = Vec::new();
+        for op in &ops {
+            match op {
+                Op::NextHop { .. } | Op::InsertDevice { .. } => changed.push(op.clone()),
+                Op::InsertAnnounced {
+                    ifindex, address, ..
+                } if *ifindex != routed => {
+                    let (ifindex, address) = (routed, *address);
+                    changed.push(Op::RemoveAnnounced { ifindex, address });
+                    changed.push(op.clone());
+                }
+                _ => {}
+            }
+        }
         place.installation.dataplane()?.apply(&changed)?;
         let settings = settings_of(&ops)?;
         let mut host = world::simulate(&ops);
