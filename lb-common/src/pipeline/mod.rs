@@ -186,7 +186,12 @@ pub fn process<P: Packet, T: Tables>(
     match link.ether_type {
         parse::IPV4 => by_family::<V4, _, _>(packet, &path, &mut scratch.v4, link),
         parse::IPV6 => by_family::<V6, _, _>(packet, &path, &mut scratch.v6, link),
-        parse::ARP => Verdict::unpack(arp::answer(packet, &path, &link)),
+        parse::ARP => {
+            // Not by the address of a local: it would lie on the stack in parts, and every other packet's copy of it
+            // wait for them, 5 ns.
+            scratch.v4.parsed.link = link;
+            Verdict::unpack(arp::answer(packet, &path, &scratch.v4.parsed.link))
+        }
         _ => Verdict::NotOurs,
     }
 }

@@ -73,10 +73,10 @@ impl Image {
             .links
             .insert("/bin/sh".to_owned(), "/usr/bin/dash".to_owned());
         image.text("/init", INIT, 0o755);
-        image.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644);
+        image.text("/etc/passwd", "root:x:0:0:root:/srv:/bin/sh\n", 0o644);
         image.text("/etc/group", "root:x:0:\n", 0o644);
         image.text("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", 0o644);
-        image.text("/root/.keep", "", 0o644);
+        image.text("/srv/.keep", "", 0o644);
         Ok(image)
     }
 

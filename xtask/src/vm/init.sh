@@ -1,7 +1,7 @@
 #!/bin/sh
 # PID 1 of a test VM: mounts, modules, then one job after another from the second serial port.
 # A job is one line, `MARK BASE64-OF-A-SHELL-SCRIPT`; what the script says is followed by a line `MARK STATUS`.
-export PATH=/usr/bin:/bin HOME=/root
+export PATH=/usr/bin:/bin HOME=/srv
 # For our own tests: the program, and that all takes longer here than where its time was measured.
 export MILLRACE_BIN=/usr/bin/millrace MILLRACE_SLOWNESS=10
 mount -t proc proc /proc

@@ -116,9 +116,9 @@ pub(super) fn run(series: &str) -> Result<Tally> {
     for program in PROGRAMS {
         image.program(program)?;
     }
-    image.file("/root/first.deb", &first.file);
-    image.file("/root/second.deb", &second.file);
-    image.text("/root/millrace.yaml", &configuration(), 0o600);
+    image.file("/srv/first.deb", &first.file);
+    image.file("/srv/second.deb", &second.file);
+    image.text("/srv/millrace.yaml", &configuration(), 0o600);
     let kernel = setup::kernel(series)?;
     let folder = work.path().join("installed");
     fs::create_dir_all(&folder)?;
@@ -154,8 +154,8 @@ pub(super) fn run(series: &str) -> Result<Tally> {
         Ok(true)
     };
     let install =
-        format!("{PREPARE}dpkg -i /root/first.deb\nbpftool net show | diff /run/before -\n");
-    let configure = "set -e\ncp /root/millrace.yaml /etc/millrace/millrace.yaml\nmillrace check /etc/millrace/millrace.yaml\n";
+        format!("{PREPARE}dpkg -i /srv/first.deb\nbpftool net show | diff /run/before -\n");
+    let configure = "set -e\ncp /srv/millrace.yaml /etc/millrace/millrace.yaml\nmillrace check /etc/millrace/millrace.yaml\n";
     let refuse = "set -e\nif dpkg -r millrace; then exit 1; fi\n[ -x /usr/sbin/millrace ]\n";
     let mut traffic = Reader::default();
     let whole = step("it installs and attaches nothing", &install)?
@@ -168,7 +168,7 @@ pub(super) fn run(series: &str) -> Result<Tally> {
         && ask(&mut world, "installed", &mut traffic)?
         && step(
             "an upgrade leaves the agent running",
-            "set -e\ndpkg -i /root/second.deb\nkill -0 \"$(cat /run/agent.pid)\"\n",
+            "set -e\ndpkg -i /srv/second.deb\nkill -0 \"$(cat /run/agent.pid)\"\n",
         )?
         && step("ending the agent detaches nothing", STOP)?
         && {
