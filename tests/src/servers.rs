@@ -143,8 +143,11 @@ pub fn echo(host: &Host) -> Result<Process> {
     start(host, &mut command, ECHO)
 }
 
-/// Unpacks IP-in-IP packets on a backend.
+/// Unpacks IP-in-IP packets on a backend. GRO would make large packets of several small ones, whose checksums only the stack
+/// knows to be good: a raw socket hands them out as they lie there.
 pub fn decap(host: &Host) -> Result<Process> {
+    let mut ethtool = Command::new("ethtool");
+    host.netns.run(ethtool.args(["-K", "eth0", "gro", "off"]))?;
     let mut command = Command::new(sibling("peer")?);
     let unpacker = host.netns.spawn(command.args(["decap", "tun0"]))?;
     until(PATIENCE, || host.netns.ip(["link set tun0 up"]))?;
