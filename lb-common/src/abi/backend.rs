@@ -30,6 +30,10 @@ pub enum Mode {
     Nat = 1,
     Ipip = 2,
     L2 = 3,
+    /// The backend is on this node: its stack delivers, and the reply gets the VIP as source on its way out.
+    Local = 4,
+    /// Whoever serves the VIP behind us, kube-proxy, gets the packet unchanged.
+    Pass = 5,
 }
 
 impl Mode {
@@ -38,6 +42,8 @@ impl Mode {
             Self::Nat => "nat",
             Self::Ipip => "ipip",
             Self::L2 => "l2",
+            Self::Local => "local",
+            Self::Pass => "pass",
         }
     }
 }

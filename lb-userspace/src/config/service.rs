@@ -202,6 +202,8 @@ impl Placed {
                         );
                     }
                 }
+                // The cluster's, no words of the file.
+                Mode::Local | Mode::Pass => {}
                 Mode::Ipip | Mode::L2 => {
                     let other = service
                         .frontends

@@ -224,6 +224,10 @@ impl Names<'_> {
             mode if mode == Mode::Nat as u8 => (Mode::Nat.name(), "replies come back here"),
             mode if mode == Mode::Ipip as u8 => (Mode::Ipip.name(), "replies go direct"),
             mode if mode == Mode::L2 as u8 => (Mode::L2.name(), "replies go direct"),
+            mode if mode == Mode::Local as u8 => {
+                (Mode::Local.name(), "on this node; replies get the VIP on their way out")
+            }
+            mode if mode == Mode::Pass as u8 => (Mode::Pass.name(), "kube-proxy serves it"),
             _ => ("?", "not a mode of this version"),
         };
         vec![backend, row("mode", mode, why)]
