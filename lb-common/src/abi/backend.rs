@@ -10,7 +10,7 @@ pub struct Backend {
     pub address: Addr,
     /// Own address: source of the translated packet (`nat`, family of the backend) or of the outer header (`ipip`).
     pub source: Addr,
-    /// Destination port after translation (`nat` only).
+    /// Destination port after translation (`nat`, `local`).
     pub port: Be16,
     /// A [`Mode`] as number.
     pub mode: u8,

@@ -22,4 +22,4 @@ pub use fragment::{Fragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey, SourceKey};
 pub use next_hop::NextHop;
 pub use service::{NO_OWNER, OWNERS, Region, Service, owner, service_flag, slot_of};
-pub use settings::{Bucket, FILTER_WORDS, Settings, filter_bit, setting_flag};
+pub use settings::{Bucket, FILTER_WORDS, Settings, filter_bit, leaving_bit, setting_flag};

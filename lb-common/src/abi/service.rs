@@ -21,12 +21,14 @@ pub struct Service {
 pub mod service_flag {
     /// The index is in use.
     pub const LIVE: u64 = 1;
-    /// Some backend is reached by `nat`: look the flow up before choosing.
+    /// Some backend is reached by a mode that remembers flows: look the flow up before choosing.
     pub const FLOWS: u64 = 1 << 1;
     /// `clientIP` affinity: the client's address alone is hashed (contract A8.4).
     pub const AFFINITY: u64 = 1 << 2;
     /// Only clients in `SOURCES4` and `SOURCES6` are allowed (contract A9.1).
     pub const SOURCE_RANGES: u64 = 1 << 3;
+    /// kube-proxy serves it as well: a TCP connection that began without us goes on without us. With [`FLOWS`].
+    pub const SHARED: u64 = 1 << 4;
 }
 
 /// A power-of-two run of array elements in one word: base (32 bits), log2 of the size (8), generation (24).

@@ -1,6 +1,6 @@
 //! What holds for every packet, and the filter that lets foreign packets leave at once.
 
-use crate::bytes::Address;
+use crate::bytes::{Address, Be16};
 
 /// The one element of `SETTINGS`, 72 bytes. Each field is one word, so a change is seen whole.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -96,14 +96,27 @@ impl Bucket {
     }
 }
 
-/// Words of `ADDRESSES`: a one-probe Bloom filter over VIPs and `nat` sources, 2^18 bits. A clear bit means "not ours"
+/// Words of `ADDRESSES`: a one-probe Bloom filter over VIPs, `nat` sources and, by [`leaving_bit`], backends of this
+/// node, 2^18 bits. A clear bit means "not ours"
 /// after one array look-up; a set one costs a foreign packet one more hash look-up.
 pub const FILTER_WORDS: u32 = 4096;
 
 /// Word and bit (as mask) of `address` in `ADDRESSES`.
 #[inline(always)]
 pub fn filter_bit<A: Address>(address: &A) -> (u32, u64) {
-    let mut mix = 0u32;
+    mixed(address, 0)
+}
+
+/// The same for a backend of this node, whose packets are looked at as they leave: by its address with port 0, and by
+/// address and port. Other bits than [`filter_bit`]'s, so that packets to the backend are nobody's on their way in.
+#[inline(always)]
+pub fn leaving_bit<A: Address>(address: &A, port: Be16) -> (u32, u64) {
+    mixed(address, 0x51ed_270b ^ port.raw() as u32)
+}
+
+#[inline(always)]
+fn mixed<A: Address>(address: &A, seed: u32) -> (u32, u64) {
+    let mut mix = seed;
     let mut index = 0;
     while index < A::WORDS {
         mix = (mix ^ address.word(index)).wrapping_mul(0x9e37_79b1);

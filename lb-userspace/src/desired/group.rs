@@ -44,6 +44,7 @@ pub fn service(
                 socket,
                 address: backend.address,
                 port: backend.port.unwrap_or_default(),
+                mode: asked.mode,
                 weight: backend.weight,
                 drain: backend.drain || drains.contains(name, socket),
                 down: asked.health.is_some() && health.is_down(name, socket),

@@ -37,6 +37,8 @@ pub struct Desired {
 /// One service of the config.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
+    /// What it was asked for; each backend has a mode of its own. `local` stands for a service that kube-proxy serves as
+    /// well.
     pub mode: Mode,
     /// The client's address alone chooses the backend.
     pub affinity: bool,
@@ -81,21 +83,24 @@ pub struct Backend {
     pub address: IpAddr,
     /// Destination port after translation; 0 where nothing is translated.
     pub port: u16,
+    pub mode: Mode,
     pub weight: u16,
     /// By config or by command.
     pub drain: bool,
     /// By its health check.
     pub down: bool,
-    /// Own address: source of translated packets (`nat`) or of outer headers (`ipip`). None in `l2`, or without path.
+    /// Own address: source of translated packets (`nat`) or of outer headers (`ipip`). None in other modes, or without
+    /// path.
     pub source: Option<IpAddr>,
-    /// None: nothing leads there.
+    /// None: nothing leads there, or the stack knows the way (`local`, `pass`).
     pub path: Option<Path>,
 }
 
 impl Backend {
     /// Whether it gets new flows.
     pub const fn usable(&self) -> bool {
-        self.weight > 0 && !self.drain && !self.down && self.path.is_some()
+        let by_stack = matches!(self.mode, Mode::Local | Mode::Pass);
+        self.weight > 0 && !self.drain && !self.down && (self.path.is_some() || by_stack)
     }
 }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use lb_common::{
-    abi::{FILTER_WORDS, Frontend, FrontendKey, filter_bit},
-    bytes::{Be16, V4, V6},
+    abi::{Backend, FILTER_WORDS, Frontend, FrontendKey, Mode, filter_bit, leaving_bit},
+    bytes::{Addr, Address as _, Be16, V4, V6},
 };
 
 use super::Op;
@@ -18,8 +18,11 @@ pub(super) struct Filter {
     /// As they are in the map; zeroes are absent.
     words: BTreeMap<u32, u64>,
     /// Addresses behind each bit.
-    users: HashMap<(u32, u64), u32>,
+    users: HashMap<Bit, u32>,
 }
+
+/// A word's index, and a bit of it.
+type Bit = (u32, u64);
 
 impl Filter {
     /// Takes over a map's words; users are added by [`Self::count`].
@@ -35,18 +38,42 @@ impl Filter {
 
     /// Adds a user of an address whose bit is set already.
     pub(super) fn count(&mut self, address: IpAddr) {
-        *self.users.entry(bit(address)).or_default() += 1;
+        self.count_bit(bit(address));
     }
 
     pub(super) fn add(&mut self, address: IpAddr, ops: &mut Vec<Op>) {
-        self.count(address);
-        let (index, bit) = bit(address);
+        self.add_bit(bit(address), ops);
+    }
+
+    pub(super) fn remove(&mut self, address: IpAddr, ops: &mut Vec<Op>) {
+        self.remove_bit(bit(address), ops);
+    }
+
+    /// Adds a backend whose bits are set already.
+    pub(super) fn count_backend(&mut self, backend: &Backend) {
+        answering(backend).for_each(|bit| self.count_bit(bit));
+    }
+
+    /// Has packets looked at that a backend may answer with.
+    pub(super) fn add_backend(&mut self, backend: &Backend, ops: &mut Vec<Op>) {
+        answering(backend).for_each(|bit| self.add_bit(bit, ops));
+    }
+
+    pub(super) fn remove_backend(&mut self, backend: &Backend, ops: &mut Vec<Op>) {
+        answering(backend).for_each(|bit| self.remove_bit(bit, ops));
+    }
+
+    fn count_bit(&mut self, bit: Bit) {
+        *self.users.entry(bit).or_default() += 1;
+    }
+
+    fn add_bit(&mut self, (index, bit): Bit, ops: &mut Vec<Op>) {
+        self.count_bit((index, bit));
         let word = self.words.get(&index).copied().unwrap_or_default();
         self.store(index, word | bit, ops);
     }
 
-    pub(super) fn remove(&mut self, address: IpAddr, ops: &mut Vec<Op>) {
-        let (index, bit) = bit(address);
+    fn remove_bit(&mut self, (index, bit): Bit, ops: &mut Vec<Op>) {
         let Some(users) = self.users.get_mut(&(index, bit)) else {
             return;
         };
@@ -81,11 +108,27 @@ impl Filter {
     }
 }
 
-fn bit(address: IpAddr) -> (u32, u64) {
+fn bit(address: IpAddr) -> Bit {
     match address {
         IpAddr::V4(ip) => filter_bit(&V4::from(ip)),
         IpAddr::V6(ip) => filter_bit(&V6::from(ip)),
     }
+}
+
+/// Bits by which a backend's answers are known: at `nat` by where they come to, at `local` by where they come from.
+fn answering(backend: &Backend) -> impl Iterator<Item = Bit> {
+    let leaving = |address: &Addr, port| {
+        if address.is_v4() {
+            leaving_bit(&V4::from_addr(address), port)
+        } else {
+            leaving_bit(&V6::from_addr(address), port)
+        }
+    };
+    let local = backend.mode == Mode::Local as u8;
+    let nat = (backend.mode == Mode::Nat as u8).then(|| bit(backend.source.to_ip()));
+    let any = local.then(|| leaving(&backend.address, Be16::new(0)));
+    let port = local.then(|| leaving(&backend.address, backend.port));
+    [nat, any, port].into_iter().flatten()
 }
 
 /// Key of an entry of `FRONTENDS4` or `FRONTENDS6`: address, port in host order, protocol; 0 and 0 in a VIP's own.

@@ -81,7 +81,7 @@ impl Planner {
             .collect();
         let draft = self.draft(placed, service.algorithm, &wanted);
         self.check_sources(placed, &service.source_ranges)?;
-        let taken = self.take(placed, service.mode, &wanted, &draft, group, ops)?;
+        let taken = self.take(placed, &wanted, &draft, group, ops)?;
         let Taken {
             backends,
             frontends,
@@ -92,7 +92,7 @@ impl Planner {
         let fresh = placed.value == Service::default();
         self.insert_sources(placed, &service.source_ranges, ops);
         let old = placed.value;
-        let left = self.write_members(placed, service.mode, &wanted, &draft, backends, ops);
+        let left = self.write_members(placed, &wanted, &draft, backends, ops);
         let mut value = placed.value;
         if let Some((base, log2)) = members {
             let region = Region::new(base, log2, Region(value.members).generation() + 1);
@@ -107,8 +107,14 @@ impl Planner {
             });
             value.members = region.0;
         }
+        // By the service's own mode, too: flows outlive the last of its backends.
+        let any = |modes: &[Mode]| {
+            let mut all = group.backends.iter().map(|backend| backend.mode);
+            modes.contains(&service.mode) || all.any(|mode| modes.contains(&mode))
+        };
         value.flags = service_flag::LIVE
-            | flag(service_flag::FLOWS, service.mode == Mode::Nat)
+            | flag(service_flag::FLOWS, any(&[Mode::Nat, Mode::Local, Mode::Pass]))
+            | flag(service_flag::SHARED, any(&[Mode::Local, Mode::Pass]))
             | flag(service_flag::AFFINITY, service.affinity)
             | flag(
                 service_flag::SOURCE_RANGES,
@@ -239,7 +245,6 @@ impl Planner {
     fn take(
         &mut self,
         placed: &Placed,
-        mode: Mode,
         wanted: &BTreeMap<MemberKey, &desired::Backend>,
         draft: &Draft,
         group: &desired::Group,
@@ -248,7 +253,7 @@ impl Planner {
         let mut taken = Taken::default();
         let keeps = |member: &&Member| {
             let backend = wanted.get(&member.key);
-            backend.is_some_and(|backend| same_element(&member.value, mode, backend))
+            backend.is_some_and(|backend| same_element(&member.value, backend))
         };
         let known: BTreeSet<MemberKey> = placed
             .members

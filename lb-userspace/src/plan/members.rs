@@ -28,7 +28,6 @@ impl Planner {
     pub(super) fn write_members(
         &mut self,
         placed: &mut Placed,
-        mode: Mode,
         wanted: &BTreeMap<MemberKey, &desired::Backend>,
         draft: &Draft,
         mut ids: Vec<u32>,
@@ -45,7 +44,7 @@ impl Planner {
             let backend = wanted[key];
             let known = before.remove(key);
             let (place, kept) = match known {
-                Some((place, member)) if same_element(&member.value, mode, backend) => {
+                Some((place, member)) if same_element(&member.value, backend) => {
                     (Some(place), Some(member))
                 }
                 Some((_, member)) => {
@@ -71,7 +70,7 @@ impl Planner {
                     next_hop,
                     generation,
                     state: u32::from(backend.usable()),
-                    ..element(mode, backend)
+                    ..element(backend)
                 };
                 ops.push(Op::ZeroBackend { id });
                 self.write_element(id, value, ops);
@@ -151,6 +150,8 @@ impl Planner {
 
     fn next_hop(&mut self, backend: &desired::Backend, ops: &mut Vec<Op>) -> (u32, Option<HopKey>) {
         match &backend.path {
+            // The stack's affair.
+            _ if matches!(backend.mode, Mode::Local | Mode::Pass) => (0, None),
             Some(path) => self.next_hops.acquire(path, &mut self.pools, ops),
             None => (0, None),
         }
@@ -160,17 +161,13 @@ impl Planner {
         self.elements.get(id as usize).copied().unwrap_or_default()
     }
 
-    /// Writes a backend over one that rested; replies to its source are ours from before its first flow until the id
-    /// is given again.
+    /// Writes a backend over one that rested; its replies are ours from before its first flow until the id is given
+    /// again.
     fn write_element(&mut self, id: u32, value: Backend, ops: &mut Vec<Op>) {
         let before = self.element(id);
-        if value.mode == Mode::Nat as u8 {
-            self.filter.add(value.source.to_ip(), ops);
-        }
+        self.filter.add_backend(&value, ops);
         ops.push(Op::Backend { id, value });
-        if before.mode == Mode::Nat as u8 {
-            self.filter.remove(before.source.to_ip(), ops);
-        }
+        self.filter.remove_backend(&before, ops);
         if self.elements.len() <= id as usize {
             self.elements.resize(id as usize + 1, Backend::default());
         }
@@ -195,19 +192,19 @@ impl Planner {
 }
 
 /// The parts of a backend that stay as long as its id is named.
-fn element(mode: Mode, backend: &desired::Backend) -> Backend {
+fn element(backend: &desired::Backend) -> Backend {
     Backend {
         address: backend.address.into(),
         source: backend.source.map_or(Addr::UNSPECIFIED, Addr::from),
         port: Be16::new(backend.port),
-        mode: mode as u8,
+        mode: backend.mode as u8,
         ..Backend::default()
     }
 }
 
 /// Whether a backend may keep its id. One without path keeps the source that it had.
-pub(super) fn same_element(value: &Backend, mode: Mode, backend: &desired::Backend) -> bool {
-    let wanted = element(mode, backend);
+pub(super) fn same_element(value: &Backend, backend: &desired::Backend) -> bool {
+    let wanted = element(backend);
     (value.address, value.port, value.mode) == (wanted.address, wanted.port, wanted.mode)
         && (value.source == wanted.source || backend.source.is_none() && backend.path.is_none())
 }

@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{
-    abi::{Backend, FrontendKey, Mode, NO_OWNER, NextHop, Region, SourceKey, owner},
+    abi::{Backend, FrontendKey, NO_OWNER, NextHop, Region, SourceKey, owner},
     bytes::{Address, V4, V6},
 };
 
@@ -142,9 +142,7 @@ impl Planner {
         self.elements = vec![Backend::default(); last.map_or(0, |last| last as usize + 1)];
         for (id, value) in backends.range(..end) {
             self.elements[*id as usize] = *value;
-            if value.mode == Mode::Nat as u8 {
-                self.filter.count(value.source.to_ip());
-            }
+            self.filter.count_backend(value);
         }
     }
 

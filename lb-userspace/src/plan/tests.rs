@@ -60,6 +60,7 @@ fn backend(last: u8) -> desired::Backend {
         socket: (address, 80).into(),
         address,
         port: 80,
+        mode: Mode::Nat,
         weight: 100,
         drain: false,
         down: false,
@@ -372,7 +373,7 @@ fn any_group() -> impl Strategy<Value = Vec<desired::Backend>> {
 fn any_desired() -> impl Strategy<Value = Desired> {
     let owners = proptest::collection::vec(0..10usize, 8);
     let groups = proptest::collection::vec(any_group(), 8);
-    let services = proptest::collection::vec((0..4u8, any::<bool>(), 0..3u8), 4);
+    let services = proptest::collection::vec((0..4u8, any::<bool>(), 0..4u8), 4);
     // A next hop has one neighbour, whoever is behind it.
     let neighbours = proptest::collection::vec(0..3u8, 5);
     (owners, groups, services, neighbours).prop_map(|(owners, mut groups, services, neighbours)| {
@@ -383,7 +384,7 @@ fn any_desired() -> impl Strategy<Value = Desired> {
         }
         let mut desired = Desired::default();
         for (at, (range, affinity, mode)) in services.into_iter().enumerate() {
-            let mode = [Mode::Nat, Mode::Nat, Mode::Ipip][usize::from(mode)];
+            let mode = [Mode::Nat, Mode::Nat, Mode::Ipip, Mode::Local][usize::from(mode)];
             let mut service = Service {
                 mode,
                 affinity,
@@ -404,6 +405,14 @@ fn any_desired() -> impl Strategy<Value = Desired> {
                     .collect();
                 if !frontends.is_empty() {
                     let mut group = service_group(&frontends, groups[place].clone());
+                    for backend in &mut group.backends {
+                        // A third of a cluster's are on another node.
+                        let other = mode == Mode::Local && backend.weight % 3 == 1;
+                        backend.mode = if other { Mode::Pass } else { mode };
+                        if mode == Mode::Local {
+                            (backend.source, backend.path) = (None, None);
+                        }
+                    }
                     group.key.port = Some(half as u16 + 1);
                     service.groups.push(group);
                 }

@@ -8,10 +8,10 @@ use std::{
 
 use lb_common::{
     abi::{
-        Frontend as Entry, Mode, NO_OWNER, NextHop, OWNERS, Region, Service, filter_bit, owner,
-        service_flag,
+        Backend, Frontend as Entry, Mode, NO_OWNER, NextHop, OWNERS, Region, Service, filter_bit,
+        leaving_bit, owner, service_flag,
     },
-    bytes::{V4, V6},
+    bytes::{Be16, V4, V6},
 };
 
 use super::super::{Limits, Op, table};
@@ -288,19 +288,34 @@ impl Watch {
                 if backend.mode == Mode::Nat as u8 {
                     assert!(self.lets_in(backend.source.to_ip()), "{ops:#?}");
                 }
+                if backend.mode == Mode::Local as u8 {
+                    assert!(self.looks_at(backend), "{ops:#?}");
+                    assert_eq!(backend.next_hop, 0, "the stack knows the way: {ops:#?}");
+                }
             }
         }
     }
 
     fn lets_in(&self, address: IpAddr) -> bool {
-        let (index, bit) = match address {
+        self.is_set(match address {
             IpAddr::V4(ip) => filter_bit(&V4::from(ip)),
             IpAddr::V6(ip) => filter_bit(&V6::from(ip)),
-        };
-        self.fake
-            .addresses
-            .get(&index)
-            .is_some_and(|word| word & bit != 0)
+        })
+    }
+
+    /// Whether a backend's packets are looked at as they leave: by its address, and by address and port.
+    fn looks_at(&self, backend: &Backend) -> bool {
+        [Be16::new(0), backend.port].into_iter().all(|port| {
+            self.is_set(match backend.address.to_ip() {
+                IpAddr::V4(ip) => leaving_bit(&V4::from(ip), port),
+                IpAddr::V6(ip) => leaving_bit(&V6::from(ip), port),
+            })
+        })
+    }
+
+    fn is_set(&self, (index, bit): (u32, u64)) -> bool {
+        let word = self.fake.addresses.get(&index);
+        word.is_some_and(|word| word & bit != 0)
     }
 
     /// Whether the maps say what is desired, and no more.
@@ -327,7 +342,8 @@ impl Watch {
                 assert!(owned.insert(index), "{name}: index {index} twice");
                 let value = fake.services[&index];
                 let flag = |bit: u64| value.flags & bit != 0;
-                assert_eq!(flag(service_flag::FLOWS), service.mode == Mode::Nat);
+                assert_eq!(flag(service_flag::FLOWS), service.mode != Mode::Ipip);
+                assert_eq!(flag(service_flag::SHARED), service.mode == Mode::Local);
                 assert_eq!(flag(service_flag::AFFINITY), service.affinity);
                 assert_eq!(
                     flag(service_flag::SOURCE_RANGES),
@@ -375,9 +391,12 @@ impl Watch {
             assert_eq!(named.len(), 1, "{backend:?}");
             let id = fake.members[&(members.base() + named[0])] as u32;
             let found = fake.backends[&id];
-            assert_eq!(Some(found.source.to_ip()), backend.source);
-            let path = backend.path.as_ref().unwrap();
+            assert_eq!(found.mode, backend.mode as u8);
+            if let Some(source) = backend.source {
+                assert_eq!(found.source.to_ip(), source);
+            }
             if found.next_hop != 0 {
+                let path = backend.path.as_ref().unwrap();
                 let hop = fake.next_hops[&found.next_hop];
                 assert_eq!((hop.ifindex, hop.mtu()), (path.ifindex, path.mtu));
                 let resolved = hop.destination & NextHop::RESOLVED != 0;
