@@ -293,7 +293,7 @@ impl Tables for World {
         let tokens = match budget {
             Budget::Reject => &self.reject_tokens,
             Budget::Flow => &self.flow_tokens,
-            Budget::Fragment => &self.fragment_tokens,
+            Budget::Fragment | Budget::ReplyFragment => &self.fragment_tokens,
         };
         let left = tokens.get();
         tokens.set(left.saturating_sub(1));

@@ -38,6 +38,8 @@ pub enum Budget {
     Reject,
     Flow,
     Fragment,
+    /// First fragments of replies; of the rate and burst of the others.
+    ReplyFragment,
 }
 
 /// Where the pipeline runs.

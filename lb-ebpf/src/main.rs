@@ -9,6 +9,7 @@
 )]
 
 mod bounds;
+mod egress;
 mod maps;
 mod tables;
 mod tc;

@@ -317,6 +317,7 @@ impl<const TC: bool> Tables for KernelTables<TC> {
             Budget::Reject => Bucket::REJECT,
             Budget::Flow => Bucket::FLOW,
             Budget::Fragment => Bucket::FRAGMENT,
+            Budget::ReplyFragment => Bucket::REPLY_FRAGMENT,
         };
         let (Some(bucket), Some(settings)) = (BUCKETS.get_ptr_mut(index), SETTINGS.get(0)) else {
             return false;

@@ -134,16 +134,27 @@ impl Packet for Skb {
         unsafe { bpf_skb_change_tail(self.skb, length, 0) == 0 }
     }
 
-    /// Local senders' checksums are partial here: only the kernel knows what the field holds.
     #[inline(always)]
     fn patch_l4(&mut self, offset: u32, udp: bool, addresses: Delta, ports: Delta) -> bool {
-        let mangled = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
-        let pseudo = mangled | BPF_F_PSEUDO_HDR as u64;
-        let offset = offset & MAX_OFFSET;
-        // SAFETY: the skb is this program's own; size 0 means that `to` is a difference.
-        unsafe {
-            bpf_l4_csum_replace(self.skb, offset, 0, u64::from(addresses.fold()), pseudo) == 0
-                && bpf_l4_csum_replace(self.skb, offset, 0, u64::from(ports.fold()), mangled) == 0
-        }
+        patch_l4(self.skb, offset, udp, addresses, ports)
+    }
+}
+
+/// As [`Packet::patch_l4`]. Local senders' checksums are partial here, so only the kernel knows what the field holds.
+#[inline(always)]
+pub(crate) fn patch_l4(
+    skb: *mut __sk_buff,
+    offset: u32,
+    udp: bool,
+    addresses: Delta,
+    ports: Delta,
+) -> bool {
+    let mangled = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+    let pseudo = mangled | BPF_F_PSEUDO_HDR as u64;
+    let offset = offset & MAX_OFFSET;
+    // SAFETY: the skb is this program's own; size 0 means that `to` is a difference.
+    unsafe {
+        bpf_l4_csum_replace(skb, offset, 0, u64::from(addresses.fold()), pseudo) == 0
+            && bpf_l4_csum_replace(skb, offset, 0, u64::from(ports.fold()), mangled) == 0
     }
 }

@@ -44,7 +44,9 @@ pub fn millrace_xdp(context: XdpContext) -> u32 {
         log(&frame.context, verdict.pack());
     }
     match verdict {
-        Verdict::NotOurs | Verdict::Pass(_) | Verdict::Neighbour { .. } => XDP_PASS,
+        Verdict::NotOurs | Verdict::Pass(_) | Verdict::Neighbour { .. } | Verdict::Rewritten => {
+            XDP_PASS
+        }
         Verdict::Drop(_) => XDP_DROP,
         Verdict::Transmit => XDP_TX,
         // The low bits of the flags are the verdict for a device that is not in the map: the packet has been
@@ -65,6 +67,7 @@ fn log(context: &XdpContext, verdict: u64) -> u32 {
         1 => debug!(context, "interface {}: passed, reason {}", ingress, detail),
         2 => debug!(context, "interface {}: dropped, reason {}", ingress, detail),
         3 => debug!(context, "interface {}: sent back", ingress),
+        6 => debug!(context, "interface {}: to a backend of this node", ingress),
         _ => debug!(context, "interface {}: redirected to {}", ingress, detail),
     }
     0

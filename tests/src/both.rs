@@ -152,6 +152,35 @@ impl Both {
         })
     }
 
+    /// The same for a frame that leaves behind the stack.
+    pub fn leave(&mut self, bytes: &[u8]) -> Result<Outcome> {
+        let mut frame = Frame {
+            bytes: bytes.to_vec(),
+            ingress: self.uplinks[0].1,
+        };
+        self.host.steps.borrow_mut().clear();
+        let mut scratch = Scratch::default();
+        let verdict = pipeline::egress_reply(&mut frame, &self.host, &self.settings, &mut scratch);
+        let steps = self.host.steps.borrow().clone();
+        let (did, left) = self.place.inject_at_egress(bytes)?;
+        // TC_ACT_SHOT, TC_ACT_UNSPEC
+        let expected = if matches!(verdict, Verdict::Drop(_)) {
+            2
+        } else {
+            -1
+        };
+        ensure!(
+            did == expected && frame.bytes == left,
+            "\n{bytes:02x?}\nhost {verdict:?}\n{:02x?}\nby {steps:?}\nkernel {did}\n{left:02x?}",
+            frame.bytes,
+        );
+        Ok(Outcome {
+            verdict,
+            frame: frame.bytes,
+            steps,
+        })
+    }
+
     /// Whether both have counted the same questions for announced VIPs since the start.
     pub fn check_announced(&self) -> Result<()> {
         let mut expected = BTreeMap::new();

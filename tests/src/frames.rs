@@ -18,6 +18,15 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
+/// Where a frame goes.
+fn sent_to(frame: &[u8]) -> Option<IpAddr> {
+    match SlicedPacket::from_ethernet(frame).ok()?.net? {
+        NetSlice::Ipv4(ip) => Some(ip.header().destination_addr().into()),
+        NetSlice::Ipv6(ip) => Some(ip.header().destination_addr().into()),
+        NetSlice::Arp(_) => None,
+    }
+}
+
 /// Xorshift (Marsaglia 2003): the same frames in each run.
 #[derive(Debug)]
 pub struct Frames {
@@ -25,8 +34,12 @@ pub struct Frames {
     mac: [u8; 6],
     /// Frames that left towards a backend under `nat`.
     forwarded: Vec<Vec<u8>>,
+    /// Frames that went on to a backend of this node.
+    delivered: Vec<Vec<u8>>,
     /// Fragments that have not come yet.
     pieces: Vec<Vec<u8>>,
+    /// The same of datagrams that leave.
+    leaving: Vec<Vec<u8>>,
 }
 
 impl Frames {
@@ -36,7 +49,9 @@ impl Frames {
             state: seed,
             mac,
             forwarded: Vec::new(),
+            delivered: Vec::new(),
             pieces: Vec::new(),
+            leaving: Vec::new(),
         }
     }
 
@@ -56,6 +71,60 @@ impl Frames {
             let at = self.below(4096) as usize;
             self.forwarded[at] = frame.to_vec();
         }
+    }
+
+    /// Tells of a frame that went on to a backend of this node: that answers, or somebody tells of an error.
+    pub fn delivered(&mut self, frame: &[u8]) {
+        if self.delivered.len() < 4096 {
+            self.delivered.push(frame.to_vec());
+        } else {
+            let at = self.below(4096) as usize;
+            self.delivered[at] = frame.to_vec();
+        }
+    }
+
+    /// The next frame that leaves this node behind its stack; as long as Ethernet's are, `BPF_PROG_TEST_RUN` of newer
+    /// kernels takes no skb without its network header.
+    pub fn make_leaving(&mut self) -> Vec<u8> {
+        let mut frame = self.any_leaving();
+        frame.resize(frame.len().max(60), 0);
+        frame
+    }
+
+    fn any_leaving(&mut self) -> Vec<u8> {
+        if !self.leaving.is_empty() && self.below(2) == 0 {
+            let at = self.below(self.leaving.len() as u64) as usize;
+            return self.leaving.swap_remove(at);
+        }
+        let at = self.below(self.delivered.len().max(1) as u64) as usize;
+        let Some(asked) = self.delivered.get(at).cloned() else {
+            return self.by_client();
+        };
+        if self.below(6) == 0 {
+            return self.error_about(&asked);
+        }
+        let length = [0, 1, 100, 1460, 1472, 3000][self.below(6) as usize];
+        let Some(mut answer) = self.answer_of(&asked, length) else {
+            return self.noise();
+        };
+        self.vary(&mut answer);
+        if length == 3000 {
+            let id = self.below(4) as u32;
+            let mut pieces = datagrams::fragments(&answer, id, 1480);
+            answer = pieces.remove(0);
+            self.leaving.append(&mut pieces);
+        }
+        match self.below(12) {
+            0 => answer.truncate(40 + self.below(60) as usize),
+            1 => {
+                let at = 12 + self.below(answer.len().min(80) as u64 - 12) as usize;
+                answer[at] ^= 1 << self.below(8);
+            }
+            2 => drop(answer.splice(12..12, [0x81, 0, 0, 5])),
+            3 => return self.make(),
+            _ => {}
+        }
+        answer
     }
 
     /// The next frame.
@@ -166,7 +235,14 @@ impl Frames {
         }
         let at = self.below(self.forwarded.len() as u64) as usize;
         let asked = self.forwarded[at].clone();
-        let asked = SlicedPacket::from_ethernet(&asked).ok()?;
+        let own = |to: IpAddr| OWN.iter().any(|own| own.parse() == Ok(to));
+        self.answer_of(&asked, length)
+            .filter(|answer| sent_to(answer).is_some_and(own))
+    }
+
+    /// What the addressee of a frame answers.
+    fn answer_of(&mut self, asked: &[u8], length: usize) -> Option<Vec<u8>> {
+        let asked = SlicedPacket::from_ethernet(asked).ok()?;
         let (from, to): (IpAddr, IpAddr) = match asked.net? {
             NetSlice::Ipv4(ip) => (
                 ip.header().destination_addr().into(),
@@ -178,9 +254,6 @@ impl Frames {
             ),
             NetSlice::Arp(_) => return None,
         };
-        if !OWN.iter().any(|own| own.parse() == Ok(to)) {
-            return None;
-        }
         let (source, destination, protocol) = match asked.transport? {
             TransportSlice::Tcp(tcp) => (tcp.destination_port(), tcp.source_port(), 6),
             TransportSlice::Udp(udp) => (udp.destination_port(), udp.source_port(), 17),
@@ -258,7 +331,11 @@ impl Frames {
                 self.packet((ip(vip), port), to, protocol)
             }
         };
-        let v4 = datagrams::is_v4(&about);
+        self.error_about(&about)
+    }
+
+    fn error_about(&mut self, about: &[u8]) -> Vec<u8> {
+        let v4 = datagrams::is_v4(about);
         let types: [(u8, u8); 6] = if v4 {
             [(3, 1), (3, 4), (11, 0), (12, 0), (5, 0), (0, 0)]
         } else {
@@ -274,7 +351,7 @@ impl Frames {
             _ => 400,
         };
         let macs = [[2, 0, 0, 0, 0, 1], self.mac];
-        let mut frame = datagrams::about(&about, macs, teller, message, quoted);
+        let mut frame = datagrams::about(about, macs, teller, message, quoted);
         match self.below(6) {
             0 => {
                 let at = 14 + self.below(frame.len() as u64 - 14) as usize;

@@ -14,6 +14,9 @@ use lb_userspace::{attach::object, dataplane::Bpf};
 /// Room in front of an output buffer for what a program puts before a frame.
 const GROWTH: usize = 256;
 
+/// Names of the programs.
+pub const PROGRAMS: [&str; 3] = ["millrace_xdp", "millrace_tc", "millrace_egress"];
+
 /// Index of `lo`, in every namespace.
 pub const LOOPBACK: u32 = 1;
 
@@ -57,7 +60,7 @@ pub const SMALL: Sizes<'static> = &[
 ];
 
 impl Kernel {
-    /// Loads both programs with maps of these sizes, pinned under a folder named after the process and `name`.
+    /// Loads the programs with maps of these sizes, pinned under a folder named after the process and `name`.
     pub fn load(name: &str, sizes: Sizes<'_>) -> Result<Self> {
         let folder = PathBuf::from(format!("/sys/fs/bpf/lb-test-{}-{name}", process::id()));
         fs::create_dir_all(&folder).context("bpffs at /sys/fs/bpf")?;
@@ -68,7 +71,7 @@ impl Kernel {
             loader.map_max_entries(map, *size);
         }
         let mut ebpf = loader.load(object())?;
-        for program in ["millrace_xdp", "millrace_tc"] {
+        for program in PROGRAMS {
             let program = ebpf
                 .program_mut(program)
                 .ok_or_else(|| anyhow!("no {program}"))?;
@@ -133,11 +136,24 @@ pub fn run(program: &mut Xdp, frame: &[u8], ingress: u32) -> Result<(u32, Vec<u8
     Ok((result.return_value, out))
 }
 
+/// Runs a tc program on a frame: its action and the frame as it leaves.
+pub fn run_tc(program: &mut SchedClassifier, frame: &[u8]) -> Result<(i32, Vec<u8>)> {
+    let mut out = vec![0; frame.len() + GROWTH];
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        attrs: TestRunAttrs::new(),
+        ..TestRunOptions::new()
+    })?;
+    out.truncate(result.data_size_out as usize);
+    Ok((result.return_value as i32, out))
+}
+
 /// `XDP_*` (linux/bpf.h) of a verdict.
 pub const fn action(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Drop(_) => 1,
-        Verdict::NotOurs | Verdict::Pass(_) | Verdict::Neighbour { .. } => 2,
+        Verdict::NotOurs | Verdict::Pass(_) | Verdict::Neighbour { .. } | Verdict::Rewritten => 2,
         Verdict::Transmit => 3,
         Verdict::Redirect { .. } => 4,
     }

@@ -121,6 +121,12 @@ impl Place {
         Ok(result.return_value as i32)
     }
 
+    /// Runs the program at tc egress: its action, and the frame as it leaves.
+    pub fn inject_at_egress(&mut self, frame: &[u8]) -> Result<(i32, Vec<u8>)> {
+        let program = self.installation.ebpf().program_mut("millrace_egress");
+        kernel::run_tc(program.context("millrace_egress")?.try_into()?, frame)
+    }
+
     /// What every map holds, as text.
     pub fn dump(&self) -> Result<BTreeMap<String, String>> {
         let folder: &Path = self.installation.maps();

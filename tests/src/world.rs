@@ -6,7 +6,7 @@ use lb_common::sim::World;
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, FILTER_WORDS, Frontend, FrontendKey, Mode, NextHop,
-        Region, Service, Settings, SourceKey, filter_bit, service_flag, slot_of,
+        Region, Service, Settings, SourceKey, filter_bit, leaving_bit, service_flag, slot_of,
     },
     bytes::{Addr, Address as _, Be16, V4, V6},
 };
@@ -18,8 +18,9 @@ pub const OWN: [&str; 2] = ["10.0.0.1", "2001:db8:1::1"];
 /// VIPs announced on the interface that packets come in by; the others are not.
 pub const ANNOUNCED: [&str; 4] = ["192.0.2.10", "2001:db8::10", "192.0.2.11", "2001:db8::11"];
 
-/// A frontend's address, port and protocol. The last ones' services are restricted, and without backends.
-pub const FRONTENDS: [(&str, u16, u8); 14] = [
+/// A frontend's address, port and protocol. Those on 13 and 14 are of services that are restricted, and without backends;
+/// the last ones' are a cluster's.
+pub const FRONTENDS: [(&str, u16, u8); 20] = [
     ("192.0.2.10", 443, 6),
     ("192.0.2.10", 53, 17),
     ("2001:db8::10", 443, 6),
@@ -34,16 +35,23 @@ pub const FRONTENDS: [(&str, u16, u8); 14] = [
     ("2001:db8::13", 80, 6),
     ("192.0.2.14", 80, 6),
     ("2001:db8::14", 80, 6),
+    ("192.0.2.15", 80, 6),
+    ("192.0.2.15", 53, 17),
+    ("192.0.2.16", 80, 6),
+    ("2001:db8::15", 80, 6),
+    ("2001:db8::15", 53, 17),
+    ("2001:db8::16", 80, 6),
 ];
 
 /// Service index of each frontend.
-const SERVICE_OF: [u32; FRONTENDS.len()] = [1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5, 6, 6];
+const SERVICE_OF: [u32; FRONTENDS.len()] =
+    [1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 7, 8, 8, 8];
 
 /// Next hops by id: 1 on the interface that packets come in by, 2 on another, 3 unresolved.
 const NEXT_HOPS: u32 = 3;
 
 /// Mode, address, next hop. Id 0 is never used.
-const BACKENDS: [(Mode, &str, u32); 15] = [
+const BACKENDS: [(Mode, &str, u32); 21] = [
     (Mode::Nat, "10.0.0.11", 1),
     (Mode::Nat, "10.1.0.12", 2),
     (Mode::Nat, "10.0.0.13", 0),
@@ -59,33 +67,45 @@ const BACKENDS: [(Mode, &str, u32); 15] = [
     (Mode::L2, "10.0.0.14", 3),
     (Mode::Nat, "10.0.0.14", 3),
     (Mode::Nat, "10.9.9.9", 0),
+    (Mode::Local, "10.0.1.21", 0),
+    (Mode::Local, "10.0.1.22", 0),
+    (Mode::Pass, "10.2.0.31", 0),
+    (Mode::Local, "2001:db8:11::21", 0),
+    (Mode::Local, "2001:db8:11::22", 0),
+    (Mode::Pass, "2001:db8:12::31", 0),
 ];
 
 /// Number of ids of backends and of frontends, 0 included.
 pub const BACKEND_IDS: u32 = BACKENDS.len() as u32 + 1;
 pub const FRONTEND_IDS: u32 = FRONTENDS.len() as u32 + 1;
 
-/// Backend ids of services 1 to 6.
-const MEMBERS: [&[u32]; 6] = [
+/// Backend ids of services 1 to 8.
+const MEMBERS: [&[u32]; 8] = [
     &[1, 2, 3, 14, 15],
     &[4, 5, 6],
     &[7, 8, 9, 10],
     &[11, 12, 13],
     &[11],
     &[],
+    &[16, 17, 18, 1],
+    &[19, 20, 21, 4],
 ];
 
-const FLAGS: [u64; 6] = [
+const FLAGS: [u64; 8] = [
     service_flag::FLOWS,
     service_flag::FLOWS | service_flag::AFFINITY,
     0,
     service_flag::AFFINITY,
     service_flag::SOURCE_RANGES,
     0,
+    service_flag::FLOWS | service_flag::SHARED,
+    service_flag::FLOWS | service_flag::SHARED,
 ];
 
-/// Names of services 1 to 6.
-const NAMES: [&str; 6] = ["nat4", "nat6", "ipip", "l2", "ranges", "empty"];
+/// Names of services 1 to 8.
+const NAMES: [&str; 8] = [
+    "nat4", "nat6", "ipip", "l2", "ranges", "empty", "local4", "local6",
+];
 
 /// Log2 of the number of slots, and of the number of members, of each service.
 const TABLE: u8 = 6;
@@ -167,6 +187,19 @@ pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
         bits: 112,
     });
     let mut filter = vec![0u64; FILTER_WORDS as usize];
+    for (mode, address, _) in BACKENDS {
+        let address = addr(address);
+        for port in [0, 8080].map(Be16::new) {
+            let (word, bit) = if address.is_v4() {
+                leaving_bit(&V4::from_addr(&address), port)
+            } else {
+                leaving_bit(&V6::from_addr(&address), port)
+            };
+            if mode == Mode::Local {
+                filter[word as usize] |= bit;
+            }
+        }
+    }
     let mut set = |address: &Addr| {
         let (word, bit) = if address.is_v4() {
             filter_bit(&V4::from_addr(address))

@@ -57,7 +57,17 @@ fn agree(netns: &Netns) -> Result<()> {
         ) {
             frames.left(&outcome.frame);
         }
+        if outcome.verdict == Verdict::Rewritten {
+            frames.delivered(&outcome.frame);
+        }
         *seen.entry(format!("{:?}", outcome.verdict)).or_default() += 1;
+        if number % 4 == 0 {
+            let outcome = both
+                .leave(&frames.make_leaving())
+                .with_context(|| format!("leaving after frame {number}"))?;
+            let verdict = format!("leaving {:?}", outcome.verdict);
+            *seen.entry(verdict).or_default() += 1;
+        }
     }
     eprintln!("{count} frames, 0 mismatches: {seen:?}");
 

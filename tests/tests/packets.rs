@@ -9,6 +9,8 @@ mod fragments;
 mod icmp;
 #[path = "packets/lan.rs"]
 mod lan;
+#[path = "packets/local.rs"]
+mod local;
 #[path = "packets/mtu.rs"]
 mod mtu;
 #[path = "packets/odd.rs"]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     is_root,
-    kernel::{Kernel, SMALL},
+    kernel::{Kernel, PROGRAMS, SMALL},
     verified,
 };
 
@@ -28,12 +28,12 @@ fn budget() -> Result<BTreeMap<&'static str, [u32; 2]>> {
 
 /// Every kernel has its own count and the same limit of a million; the table of `cargo xtask vm` shows the counts.
 #[test]
-fn the_verifier_accepts_both_programs() -> Result<()> {
+fn the_verifier_accepts_all_programs() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
     let mut kernel = Kernel::load("accepted", SMALL)?;
-    for name in ["millrace_xdp", "millrace_tc"] {
+    for name in PROGRAMS {
         let verified = verified::instructions(&mut kernel, name)?;
         eprintln!("verified {name} {verified}");
     }

@@ -97,8 +97,8 @@ pub(crate) fn table(args: &Args) -> Result<Tally> {
     };
     println!("\nby {by}");
     println!(
-        "{:<42} {:>6} {:>12} {:>12}  {:<22} traffic",
-        "kernel", "boot s", "millrace_xdp", "millrace_tc", "tests"
+        "{:<42} {:>6} {:>12} {:>12} {:>15}  {:<22} traffic",
+        "kernel", "boot s", "millrace_xdp", "millrace_tc", "millrace_egress", "tests"
     );
     let mut sum = Tally::default();
     for row in rows {
@@ -166,11 +166,12 @@ impl Row {
             tally.map_or_else(|| "-".to_owned(), Tally::line)
         };
         format!(
-            "{:<42} {:>6.1} {:>12} {:>12}  {:<22} {}",
+            "{:<42} {:>6.1} {:>12} {:>12} {:>15}  {:<22} {}",
             self.kernel,
             self.boot,
             verified("millrace_xdp"),
             verified("millrace_tc"),
+            verified("millrace_egress"),
             line(&self.tests),
             line(&self.traffic),
         )

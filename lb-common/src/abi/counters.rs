@@ -8,9 +8,9 @@ pub struct FrontendCount {
     pub packets: u64,
     /// Their bytes, Ethernet header included.
     pub bytes: u64,
-    /// Flows begun: TCP SYNs forwarded, first packets of UDP flows in `nat`.
+    /// Flows begun: TCP SYNs forwarded, first packets of UDP flows in `nat` and `local`.
     pub new_flows: u64,
-    /// Packets forwarded from backends to clients (`nat` only).
+    /// Packets forwarded from backends to clients (`nat`, `local`).
     pub replies: u64,
 }
 
@@ -31,11 +31,16 @@ pub enum Reason {
     /// Neighbour discovery, which is part of `ICMPv6`.
     Icmp = 1,
     Protocol = 2,
+    /// Its backend is of mode `pass`: kube-proxy serves it.
+    Pass = 3,
+    /// To where flows of ours could be, and of none of them.
     NoFlow = 4,
     /// Handed up to the tc program: neighbour unknown, or a device that XDP cannot send on.
     HandedUp = 5,
     /// Options or extension headers beyond what the path reads.
     TooDeep = 6,
+    /// On its way out: from a backend of this node, and of no flow; or a later fragment of such a packet.
+    ReplyMissed = 7,
     // Answered to the client.
     UnknownPort = 8,
     NoBackend = 9,
@@ -77,18 +82,22 @@ pub enum Reason {
     IcmpMtu = 33,
     /// ICMP that is neither an echo request nor an error, or in fragments.
     IcmpType = 34,
+    /// At its backend the client's port belongs to a connection by another frontend, and so do those tried instead.
+    TupleTaken = 35,
 }
 
 impl Reason {
     /// Elements per frontend.
     pub const COUNT: u32 = 48;
 
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 32] = [
         Self::Icmp,
         Self::Protocol,
+        Self::Pass,
         Self::NoFlow,
         Self::HandedUp,
         Self::TooDeep,
+        Self::ReplyMissed,
         Self::UnknownPort,
         Self::NoBackend,
         Self::Neighbour,
@@ -113,6 +122,7 @@ impl Reason {
         Self::IcmpUnmatched,
         Self::IcmpMtu,
         Self::IcmpType,
+        Self::TupleTaken,
     ];
 
     /// The reason with this number; [`Self::Inconsistent`] for a number that is none.
@@ -132,9 +142,11 @@ impl Reason {
         match self {
             Self::Icmp => "icmp",
             Self::Protocol => "protocol",
+            Self::Pass => "pass",
             Self::NoFlow => "no_flow",
             Self::HandedUp => "handed_up",
             Self::TooDeep => "too_deep",
+            Self::ReplyMissed => "reply_missed",
             Self::UnknownPort => "unknown_port",
             Self::NoBackend => "no_backend",
             Self::Neighbour => "neighbour",
@@ -159,6 +171,7 @@ impl Reason {
             Self::IcmpUnmatched => "icmp_unmatched",
             Self::IcmpMtu => "icmp_mtu",
             Self::IcmpType => "icmp_type",
+            Self::TupleTaken => "tuple_taken",
         }
     }
 

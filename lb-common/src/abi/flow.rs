@@ -1,4 +1,4 @@
-//! Flows: what `nat` has to remember. Each flow has two entries in the same table, keyed by the tuple that arrives:
+//! Flows: what `nat` and `local` have to remember. Each flow has two entries in the same table, keyed by the tuple that arrives:
 //! the client's packet (client → VIP) and the backend's reply (backend → own address). Either is rebuilt from the
 //! other.
 
@@ -80,6 +80,10 @@ pub mod flow_state {
     pub const RST: u32 = 1 << 5;
     /// The kernel does not say how to reach the client: replies go to where its packets come from.
     pub const LAST_HOP: u32 = 1 << 6;
+    /// The backend is on this node: packets go on through the stack.
+    pub const LOCAL: u32 = 1 << 7;
+    /// Left to kube-proxy, as long as it lives (UDP).
+    pub const PASSED: u32 = 1 << 8;
 }
 
 impl<A: Copy> Flow<A> {

@@ -64,7 +64,9 @@ impl Bucket {
     pub const FLOW: u32 = 1;
     /// Index of the budget of first fragments.
     pub const FRAGMENT: u32 = 2;
-    pub const COUNT: u32 = 3;
+    /// Index of the budget of first fragments on their way out.
+    pub const REPLY_FRAGMENT: u32 = 3;
+    pub const COUNT: u32 = 4;
 
     /// Takes one token: the whole bucket is refilled for the time gone by, `burst` at most.
     #[inline(always)]

@@ -13,6 +13,8 @@ use crate::{
 
 /// Beside packed verdicts: a service with flow entries is to go on in [`super::nat`].
 pub(crate) const FLOWS: u64 = 1 << 24;
+/// A service that kube-proxy serves as well is to go on in [`super::local`].
+pub(crate) const SHARED: u64 = 6 << 24;
 /// No frontend, but perhaps a reply or a VIP's unknown port.
 pub(crate) const UNCLAIMED: u64 = 2 << 24;
 /// The client is to be answered by [`super::reject`].
@@ -89,7 +91,11 @@ pub(crate) fn claim<A: Layout, T: Tables + FamilyTables<A>>(
     }
     if service.flags & service_flag::FLOWS != 0 {
         scratch.service = service;
-        return Err(FLOWS);
+        return Err(if service.flags & service_flag::SHARED == 0 {
+            FLOWS
+        } else {
+            SHARED
+        });
     }
     Ok(service)
 }

@@ -13,7 +13,8 @@ use crate::{
     tables::{FamilyTables, FlowTable, Home, Tables},
 };
 
-/// Looks the packet's tuple up, notes the packet in its entry and copies that to `scratch.flow`. Tells whether the
+/// Looks the packet's tuple up, notes the packet in its entry and copies that to `scratch.flow`, where `seen` tells of
+/// the packets before. Tells whether the
 /// opposite entry is due to be told; `None` where no entry is.
 #[inline(always)]
 pub(crate) fn look<A: Layout, T: Tables + FamilyTables<A>>(
@@ -25,7 +26,8 @@ pub(crate) fn look<A: Layout, T: Tables + FamilyTables<A>>(
     let (parsed, found) = (&scratch.parsed, &mut scratch.flow);
     let quarter = path.settings.hz >> 2;
     path.tables.with_flow(table, &parsed.tuple, |flow| {
-        let mut due = now.wrapping_sub(flow.seen) > quarter;
+        let before = flow.seen;
+        let mut due = now.wrapping_sub(before) > quarter;
         if due {
             flow.seen = now;
         }
@@ -47,6 +49,7 @@ pub(crate) fn look<A: Layout, T: Tables + FamilyTables<A>>(
             due = true;
         }
         *found = *flow;
+        found.seen = before;
         due
     })
 }
@@ -106,7 +109,7 @@ pub(crate) fn mirror<A: Layout, P: Packet, T>(
         // Long ago: the first reply asks the kernel for its way.
         resolved: now.wrapping_sub(path.settings.hz << 1),
         isn: 0,
-        state: if reply { flow_state::REPLY } else { 0 },
+        state: flow.state & flow_state::LOCAL | if reply { flow_state::REPLY } else { 0 },
     };
 }
 
@@ -172,7 +175,8 @@ pub(crate) fn reply<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     if due {
         keep_opposite(packet, path, table, scratch, now);
     }
-    if let Err(reason) = rewrite::translate(packet, path, scratch) {
+    let ttl = scratch.parsed.ttl - 1;
+    if let Err(reason) = rewrite::translate(packet, path, scratch, ttl) {
         return path.end(frontend, reason).pack();
     }
     path.tables.count_reply(frontend);

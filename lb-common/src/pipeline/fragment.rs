@@ -4,7 +4,7 @@
 //! those with the first fragment, which chose the way, are seen here (RFC 1858, RFC 3128, RFC 5722).
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, classify, egress, flows, nat,
+    FamilyScratch, Path, Step, Verdict, classify, egress, flows, local, nat,
     parse::{self, Layout, Network, Parsed, Piece, TCP, UDP},
     rewrite,
     steer::{CHOSEN, Chosen, STEER},
@@ -43,7 +43,7 @@ pub(crate) fn arrive<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 
 /// Place and datagram of the fragment, and `scratch.parsed` as far as it is known without ports.
 #[inline(always)]
-fn read<A: Layout, P: Packet>(
+pub(crate) fn read<A: Layout, P: Packet>(
     packet: &P,
     network: &Network<A>,
     scratch: &mut FamilyScratch<A>,
@@ -89,7 +89,7 @@ fn read<A: Layout, P: Packet>(
 
 /// One that has the ports; in IPv6 it may be the only one (RFC 6946).
 #[inline(always)]
-fn first<A: Layout, P: Packet>(
+pub(crate) fn first<A: Layout, P: Packet>(
     packet: &P,
     network: &Network<A>,
     piece: &Piece,
@@ -131,6 +131,14 @@ fn later<A: Layout, T: Tables + FamilyTables<A>>(
         return Err(Reason::FragmentUnknown);
     }
     let frontend = known.flow.frontend;
+    let state = known.flow.state;
+    if state & flow_state::PASSED != 0 {
+        return Ok(local::leave(path, frontend, Reason::Pass));
+    }
+    if state & local::ANSWER == local::ANSWER {
+        // Of a datagram that left.
+        return Err(Reason::FragmentUnknown);
+    }
     if known.flow.backend == 0 {
         return match path.tables.home() {
             Home::Xdp => Ok(path.end(frontend, Reason::HandedUp).pack()),
@@ -149,7 +157,7 @@ fn later<A: Layout, T: Tables + FamilyTables<A>>(
         id,
         pad: 0,
     };
-    if known.flow.state & flow_state::REPLY != 0 {
+    if state & local::ANSWER != 0 {
         return Ok(FOLLOW);
     }
     let translated = match path.tables.backend(id) {
@@ -218,11 +226,18 @@ pub(crate) fn remember<A: Layout, T: Tables + FamilyTables<A>>(
             first.flow.hop = scratch.exit.hop;
             first.flow.resolved = now;
         }
-        Verdict::Neighbour { .. } => first.flow = scratch.flow,
+        Verdict::Neighbour { .. } | Verdict::Rewritten => first.flow = scratch.flow,
+        // A datagram goes one way, whole. Without a frontend nobody has asked for a token.
+        Verdict::Pass(Reason::Pass | Reason::NoFlow) if scratch.frontend.id != 0 => {
+            first.flow = scratch.flow;
+            first.flow.frontend = scratch.frontend.id;
+            first.flow.state = flow_state::PASSED;
+        }
         // The tc program may see this one later than the driver sees the next.
         Verdict::Pass(Reason::HandedUp) => {
             first.flow = scratch.flow;
             first.flow.backend = 0;
+            first.flow.state = 0;
             first.flow.frontend = scratch.frontend.id;
         }
         _ => return word,
@@ -233,7 +248,7 @@ pub(crate) fn remember<A: Layout, T: Tables + FamilyTables<A>>(
     word
 }
 
-/// Sends a later fragment of a datagram under `nat`: addresses as its first's, and no ports to touch.
+/// Sends a later fragment of a datagram under `nat` or `local`: addresses as its first's, and no ports to touch.
 #[inline(never)]
 pub(crate) fn follow<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
@@ -241,11 +256,14 @@ pub(crate) fn follow<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
     let (frontend, bytes) = (scratch.frontend.id, packet.length());
-    if scratch.parsed.ttl <= 1 {
+    let local = scratch.flow.state & flow_state::LOCAL != 0;
+    if !local && scratch.parsed.ttl <= 1 {
         return path.end(frontend, Reason::TtlExpired).pack();
     }
     let reply = scratch.flow.state & flow_state::REPLY != 0;
-    let (way, id) = if reply {
+    let (way, id) = if local {
+        (egress::OK, local::backend_of(path, &scratch.flow))
+    } else if reply {
         (
             flows::way_back(packet, path, FlowTable::Established, scratch),
             0,
@@ -265,13 +283,18 @@ pub(crate) fn follow<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         destination_port: flow.destination_port,
     });
     let delta = rewrite::addresses((parsed.tuple.source, parsed.tuple.destination), new);
-    if !rewrite::network(packet, parsed.link.length, parsed.ttl, new, delta) {
+    // The stack takes the hop where it delivers.
+    let ttl = parsed.ttl - u8::from(!local);
+    if !rewrite::network(packet, parsed.link.length, ttl, new, delta) {
         return path.end(frontend, Reason::NoHeadroom).pack();
     }
     if reply {
         path.tables.count_reply(frontend);
     } else {
         path.tables.count_forwarded(frontend, id, bytes, false);
+    }
+    if local {
+        return Verdict::Rewritten.pack();
     }
     egress::send(packet, path, &scratch.exit).pack()
 }

@@ -3,13 +3,13 @@
 //! (RFC 5508, section 4.2).
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, classify, egress, flows, nat,
+    FamilyScratch, Path, Step, Verdict, classify, egress, flows, local, nat,
     parse::{ICMP_LEN, Layout, Network, Parsed, TCP, TCP_LEN, UDP},
     rewrite,
     steer::STEER,
 };
 use crate::{
-    abi::{Reason, Tuple, flow_state},
+    abi::{Reason, Tuple, flow_state, service_flag},
     bytes::Be16,
     checksum::{self, Delta},
     packet::{MAX_OFFSET, Packet},
@@ -93,7 +93,7 @@ pub(crate) fn arrive<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 }
 
 #[inline(always)]
-fn read<A: Layout, P: Packet>(
+pub(crate) fn read<A: Layout, P: Packet>(
     packet: &P,
     network: &Network<A>,
     scratch: &mut FamilyScratch<A>,
@@ -214,15 +214,25 @@ pub(crate) fn find<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         && (reply || scratch.flow.frontend == frontend);
     path.tables.trace(Step::Flow { known });
     if !known {
+        if frontend != 0 && scratch.service.flags & service_flag::SHARED != 0 {
+            return local::leave(path, frontend, Reason::NoFlow);
+        }
         return if frontend != 0 || classify::is_vip(path, tuple.destination) {
             path.end(frontend, Reason::IcmpUnmatched).pack()
         } else {
             Verdict::NotOurs.pack()
         };
     }
-    let frontend = scratch.flow.frontend;
+    let (frontend, state) = (scratch.flow.frontend, scratch.flow.state);
+    if state & flow_state::PASSED != 0 {
+        return local::leave(path, frontend, Reason::Pass);
+    }
     if scratch.embedded.forged != 0 {
         return path.end(frontend, Reason::IcmpMtu).pack();
+    }
+    if state & flow_state::LOCAL != 0 {
+        scratch.chosen.id = local::backend_of(path, &scratch.flow);
+        return FOUND;
     }
     if scratch.parsed.ttl <= 1 {
         return path.end(frontend, Reason::TtlExpired).pack();
@@ -254,7 +264,9 @@ pub(crate) fn translate<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         destination: flow.destination.to_addr(),
         destination_port: flow.destination_port,
     });
-    if rewritten(packet, scratch).is_none() {
+    let local = flow.state & flow_state::LOCAL != 0;
+    let ttl = scratch.parsed.ttl - u8::from(!local);
+    if rewritten(packet, scratch, ttl).is_none() {
         return path.end(flow.frontend, Reason::NoHeadroom).pack();
     }
     if flow.state & flow_state::REPLY != 0 {
@@ -263,11 +275,18 @@ pub(crate) fn translate<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         path.tables
             .count_forwarded(flow.frontend, scratch.chosen.id, bytes, false);
     }
+    if local {
+        return Verdict::Rewritten.pack();
+    }
     egress::send(packet, path, &scratch.exit).pack()
 }
 
 #[inline(always)]
-fn rewritten<A: Layout, P: Packet>(packet: &mut P, scratch: &FamilyScratch<A>) -> Option<()> {
+fn rewritten<A: Layout, P: Packet>(
+    packet: &mut P,
+    scratch: &FamilyScratch<A>,
+    ttl: u8,
+) -> Option<()> {
     let (parsed, flow, embedded) = (&scratch.parsed, &scratch.flow, &scratch.embedded);
     let tuple = &parsed.tuple;
     // The embedded packet went the other way.
@@ -303,7 +322,13 @@ fn rewritten<A: Layout, P: Packet>(packet: &mut P, scratch: &FamilyScratch<A>) -
 
     let l3 = parsed.link.length;
     // It came to the source of the packet that it embeds.
-    let outer_new = (flow.source, flow.destination);
+    // A backend of this node hears who told it.
+    let from = if flow.state & local::ANSWER == flow_state::LOCAL {
+        embedded.teller
+    } else {
+        flow.source
+    };
+    let outer_new = (from, flow.destination);
     let outer = rewrite::addresses((embedded.teller, tuple.destination), outer_new);
     if A::VERSION == 6 {
         change = change.plus(outer);
@@ -313,7 +338,7 @@ fn rewritten<A: Layout, P: Packet>(packet: &mut P, scratch: &FamilyScratch<A>) -
     (written
         && packet.write(embedded.l4, &word)
         && packet.write(at, &change.patch(check))
-        && rewrite::network(packet, l3, parsed.ttl, outer_new, outer))
+        && rewrite::network(packet, l3, ttl, outer_new, outer))
     .then_some(())
 }
 

@@ -1,8 +1,8 @@
 //! The packet path: frame bytes and tables in, verdict and frame bytes out.
 //!
-//! parse → not ours: leave at once → frontend → source ranges → flow (`nat`) → slot → owner → backend → mode → next
-//! hop → verdict. Fragments and ICMP leave this path in [`classify`] and take the one of [`odd`], which comes back to it
-//! where it can.
+//! parse → not ours: leave at once → frontend → source ranges → flow (`nat`, `local`) → slot → owner → backend → mode →
+//! next hop → verdict. Fragments and ICMP leave this path in [`classify`] and take the one of [`odd`], which comes back to it
+//! where it can. Replies of backends of this node are met on their way out, in [`leaving`].
 
 mod arp;
 mod classify;
@@ -12,6 +12,8 @@ mod encap;
 mod flows;
 mod fragment;
 mod icmp;
+mod leaving;
+mod local;
 mod mtu;
 mod nat;
 mod ndp;
@@ -24,6 +26,7 @@ mod select;
 mod steer;
 mod step;
 
+pub use leaving::egress_reply;
 use parse::Layout;
 pub use parse::{Link, Parsed, tcp_flag};
 pub use scratch::{FamilyScratch, Scratch};
@@ -54,11 +57,13 @@ pub enum Verdict {
     Neighbour {
         ifindex: u32,
     },
+    /// On through the stack, with other ends: to a backend of this node, or from one to its client.
+    Rewritten,
 }
 
 impl Verdict {
     /// As one word, functions of the BPF target return no more: the kind in the low half (0 not ours, 1 pass, 2 drop,
-    /// 3 transmit, 4 redirect, 5 neighbour), the reason or interface in the high half.
+    /// 3 transmit, 4 redirect, 5 neighbour, 6 rewritten), the reason or interface in the high half.
     #[inline(always)]
     pub const fn pack(self) -> u64 {
         match self {
@@ -68,6 +73,7 @@ impl Verdict {
             Self::Transmit => 3,
             Self::Redirect { ifindex } => 4 | (ifindex as u64) << 32,
             Self::Neighbour { ifindex } => 5 | (ifindex as u64) << 32,
+            Self::Rewritten => 6,
         }
     }
 
@@ -81,7 +87,8 @@ impl Verdict {
             2 => Self::Drop(Reason::from_number(rest)),
             3 => Self::Transmit,
             4 => Self::Redirect { ifindex: rest },
-            _ => Self::Neighbour { ifindex: rest },
+            5 => Self::Neighbour { ifindex: rest },
+            _ => Self::Rewritten,
         }
     }
 }

@@ -93,7 +93,7 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 
 /// Removes both entries of a flow that is over.
 #[inline(always)]
-fn forget<A: Layout, T: Tables + FamilyTables<A>>(
+pub(crate) fn forget<A: Layout, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     table: FlowTable,
     scratch: &mut FamilyScratch<A>,
@@ -106,7 +106,7 @@ fn forget<A: Layout, T: Tables + FamilyTables<A>>(
 /// Whether the packet belongs to the flow that has its tuple. UDP leaves a backend that is gone or no longer usable
 /// (contract A7.1); a SYN leaves a flow that is closed; nothing survives its frontend (contract A1.7).
 #[inline(always)]
-fn usable<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>) -> bool {
+pub(crate) fn usable<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>) -> bool {
     let (parsed, flow) = (&scratch.parsed, &scratch.flow);
     if flow.state & flow_state::REPLY != 0 || flow.frontend != scratch.frontend.id {
         return false;
@@ -139,7 +139,8 @@ fn deliver<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         scratch.fits = scratch.exit.mtu;
         return classify::TOO_BIG;
     }
-    if let Err(reason) = rewrite::translate(packet, path, scratch) {
+    let ttl = scratch.parsed.ttl - 1;
+    if let Err(reason) = rewrite::translate(packet, path, scratch, ttl) {
         return path.end(frontend, reason).pack();
     }
     path.tables.count_forwarded(frontend, id, bytes, new);
@@ -221,7 +222,7 @@ fn by_kernel<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 /// Moves a half-open flow to the established ones when the client has shown that it sees the backend's replies: by
 /// acknowledging the SYN-ACK's number (RFC 9293, section 3.5), or by going on after the backend answered.
 #[inline(always)]
-fn promote<A: Layout, T: Tables + FamilyTables<A>>(
+pub(crate) fn promote<A: Layout, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
     now: u32,
@@ -249,6 +250,7 @@ fn promote<A: Layout, T: Tables + FamilyTables<A>>(
         return false;
     }
     opposite.seen = now;
+    scratch.flow.seen = now;
     if !tables.insert_flow(FlowTable::Established, &scratch.key, opposite, false)
         || !tables.insert_flow(FlowTable::Established, &parsed.tuple, &scratch.flow, false)
     {
@@ -260,7 +262,7 @@ fn promote<A: Layout, T: Tables + FamilyTables<A>>(
 }
 
 /// Who holds a port.
-enum Claim {
+pub(crate) enum Claim {
     /// We do, for this flow.
     Held(FlowTable),
     /// A flow that closed so short ago that its backend may be in TIME-WAIT.
@@ -362,7 +364,7 @@ fn begin<A: Layout, T: Tables + FamilyTables<A>>(
 
 /// Takes the port that `key` stands for, if it is free, ours already, or a flow's that is long dead.
 #[inline(always)]
-fn claim<A: Layout, T: Tables + FamilyTables<A>>(
+pub(crate) fn claim<A: Layout, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     parsed: &Parsed<A>,
     key: &Tuple<A>,

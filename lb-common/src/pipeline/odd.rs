@@ -2,8 +2,8 @@
 //! hear about. Each step is a function of its own in the kernel, called from here, so that their stacks share one place.
 
 use super::{
-    FamilyScratch, Path, classify, echo, fragment, icmp, mtu, nat, ndp, parse::Layout, reject,
-    steer, unclaimed,
+    FamilyScratch, Path, classify, echo, fragment, icmp, local, mtu, nat, ndp, parse::Layout,
+    reject, steer, unclaimed,
 };
 use crate::{
     abi::{Frontend, Reason},
@@ -57,6 +57,13 @@ pub(crate) fn go_on<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     }
     if word == steer::CHOSEN {
         word = steer::forward(packet, path, scratch);
+    }
+    if word == classify::SHARED {
+        word = if kind == Kind::Error {
+            classify::FLOWS
+        } else {
+            local::forward(packet, path, scratch)
+        };
     }
     if word == classify::FLOWS || word == classify::UNCLAIMED {
         if word == classify::UNCLAIMED {

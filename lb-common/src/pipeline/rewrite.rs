@@ -40,12 +40,13 @@ pub(crate) fn decrement_ttl<A: Layout, P: Packet>(
     }
 }
 
-/// Gives the packet the addresses and ports of its flow entry, and one hop less to live.
+/// Gives the packet the addresses and ports of its flow entry, and `ttl` hops to live.
 #[inline(always)]
 pub(crate) fn translate<A: Layout, P: Packet, T: Tables>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &FamilyScratch<A>,
+    ttl: u8,
 ) -> Result<(), Reason> {
     let (parsed, new) = (&scratch.parsed, &scratch.flow);
     path.tables.trace(Step::Rewrite {
@@ -61,13 +62,7 @@ pub(crate) fn translate<A: Layout, P: Packet, T: Tables>(
         .replace16(old.destination_port.raw(), new.destination_port.raw());
 
     let l3 = parsed.link.length;
-    let written = network(
-        packet,
-        l3,
-        parsed.ttl,
-        (new.source, new.destination),
-        addresses,
-    );
+    let written = network(packet, l3, ttl, (new.source, new.destination), addresses);
     let ports_word = u32::from(new.source_port.raw()) | u32::from(new.destination_port.raw()) << 16;
     let udp = old.protocol != TCP;
     let check = parsed.l4 + if udp { 6 } else { 16 };
@@ -95,7 +90,7 @@ pub(crate) fn addresses<A: Address>(old: (A, A), new: (A, A)) -> Delta {
     addresses
 }
 
-/// Gives the network header at `l3` other addresses, which make a difference of `addresses`, and one hop less to live.
+/// Gives the network header at `l3` other addresses, which make a difference of `addresses`, and `ttl` hops to live.
 #[inline(always)]
 pub(crate) fn network<A: Layout, P: Packet>(
     packet: &mut P,
@@ -109,7 +104,7 @@ pub(crate) fn network<A: Layout, P: Packet>(
             return false;
         };
         let from = u16::from_ne_bytes([header.ttl, header.proto]);
-        header.ttl -= 1;
+        header.ttl = ttl;
         let to = u16::from_ne_bytes([header.ttl, header.proto]);
         let check = addresses
             .replace16(from, to)
@@ -127,7 +122,7 @@ pub(crate) fn network<A: Layout, P: Packet>(
                 address.word(3),
             ]
         };
-        packet.write(l3 + 7, &[ttl - 1])
+        packet.write(l3 + 7, &[ttl])
             && packet.write(l3 + 8, &words(&new.0))
             && packet.write(l3 + 24, &words(&new.1))
     }

@@ -36,6 +36,7 @@ pub(crate) fn choose<A: Layout, T: Tables + FamilyTables<A>>(
     let claimed = classify::claim(path, scratch);
     if let Err(word) = claimed
         && word != classify::FLOWS
+        && word != classify::SHARED
     {
         return word;
     }
@@ -44,8 +45,9 @@ pub(crate) fn choose<A: Layout, T: Tables + FamilyTables<A>>(
     if first && !path.tables.take(Budget::Fragment, rate, burst) {
         return path.end(frontend, Reason::FragmentLimited).pack();
     }
-    let Ok(service) = claimed else {
-        return classify::FLOWS;
+    let service = match claimed {
+        Ok(service) => service,
+        Err(word) => return word,
     };
     match select::owner_of(path, &scratch.parsed, &service) {
         Ok((id, hash)) => {

@@ -47,22 +47,25 @@ pub fn detach(
     }
     let mut done = Detached::default();
     let wanted = |name: &str| interfaces.is_none_or(|names| names.iter().any(|one| one == name));
+    let mut left = 0;
+    if let Some(root) = &root {
+        let mut links = root.links()?;
+        // What XDP sends to backends is not to be answered past us.
+        links.sort_by_key(|pin| pin.home != Home::Xdp);
+        for pin in links {
+            if !wanted(&pin.interface) {
+                left += usize::from(pin.home == Home::Xdp);
+            } else if pin.remove()? {
+                done.interfaces.insert(pin.interface);
+            }
+        }
+    }
     for interface in netlink::interfaces().map_err(AttachError::system("interfaces"))? {
         if wanted(&interface.name) && tc::detach_clsact(&run_folder, &interface)? {
             done.interfaces.insert(interface.name.clone());
         }
         if wanted(&interface.name) {
             multicast::detach(&run_folder, &interface)?;
-        }
-    }
-    let mut left = 0;
-    if let Some(root) = &root {
-        for pin in root.links()? {
-            if !wanted(&pin.interface) {
-                left += usize::from(pin.home == Home::Xdp);
-            } else if pin.remove()? {
-                done.interfaces.insert(pin.interface);
-            }
         }
     }
     let only = if left > 0 { interfaces } else { None };

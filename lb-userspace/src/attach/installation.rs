@@ -16,9 +16,12 @@ use super::{
     lock::Lock,
     lock_file,
     multicast::Multicast,
-    netlink, nic, object,
+    netlink::{self, Interface},
+    nic, object,
     pins::{Generation, Home, Root},
-    run_folder, tc, xdp,
+    run_folder,
+    tc::{self, Side},
+    xdp,
 };
 use crate::dataplane::{Bpf, Counters, Flows, OpenError, settings};
 
@@ -145,15 +148,24 @@ impl Installation {
             self.release(&found.name)?;
             return Err(error);
         }
-        // tc first: from its first packet on XDP may hand something up.
-        let program = object::tc(&mut self.ebpf)?;
-        let tc = tc::attach(&self.root, &self.run_folder, &found, self.tc, program)?;
+        // The way out first, then tc's way in: from its first packet on XDP may send to a backend that answers, or hand
+        // something up.
+        let egress = self.attach_tc(&found, Side::Egress)?;
+        let tc = match self.attach_tc(&found, Side::Ingress) {
+            Ok(tc) => tc,
+            Err(error) => {
+                if egress == How::Attached {
+                    self.take_off_tc(&found.name)?;
+                }
+                return Err(error);
+            }
+        };
         let program = program_fd(object::main(&mut self.ebpf)?.fd())?;
         let xdp = match xdp::attach(&self.root, &found, mode, program.as_fd(), &self.names) {
             Ok(xdp) => xdp,
             Err(error) => {
                 // An interface that is refused is left as it was.
-                if tc == How::Attached {
+                if tc == How::Attached || egress == How::Attached {
                     self.take_off_tc(&found.name)?;
                 }
                 return Err(error);
@@ -166,7 +178,13 @@ impl Installation {
             mode,
             xdp,
             tc,
+            egress,
         })
+    }
+
+    fn attach_tc(&mut self, found: &Interface, side: Side) -> Result<How, AttachError> {
+        let program = object::tc(&mut self.ebpf, side)?;
+        tc::attach(&self.root, &self.run_folder, found, side, self.tc, program)
     }
 
     /// Takes the programs off an interface that is no longer ours to serve. It may be gone already.
@@ -176,7 +194,9 @@ impl Installation {
     }
 
     fn take_off_tc(&self, interface: &str) -> Result<(), AttachError> {
-        self.root.link(Home::Tc, interface).remove()?;
+        for side in Side::BOTH {
+            self.root.link(side.home(), interface).remove()?;
+        }
         let found = netlink::interface(interface)
             .map_err(AttachError::system(format!("interface {interface}")))?;
         if let Some(found) = found {

@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::SchedClassifier;
 
 use super::{
-    AttachError, Mode, Nic, Program, name_of,
-    netlink::{self, INGRESS},
+    AttachError, Mode, Nic, Program, name_of, netlink,
     pins::{Home, Root},
-    tc,
+    tc::Side,
 };
 
 /// Pins of ours.
@@ -79,7 +78,7 @@ pub struct Inspected {
     pub xdp: Option<(Program, Mode)>,
     /// The XDP program is that of the pins.
     pub ours: bool,
-    /// Programs of others at its tc ingress.
+    /// Programs of others at its tc ingress and egress.
     pub tc: Vec<Program>,
 }
 
@@ -103,22 +102,22 @@ pub fn inspect(pin_root: &Path, interface: &str) -> Result<Option<Inspected>, At
         };
         (program, Mode::of(xdp.generic))
     });
-    let filters = netlink::filters(found.index, INGRESS).map_err(failed())?;
-    let mut tc: Vec<_> = filters
-        .into_iter()
-        .map(|filter| Program {
+    let mut tc = Vec::new();
+    for side in Side::BOTH {
+        let filters = netlink::filters(found.index, side.parent()).map_err(failed())?;
+        tc.extend(filters.into_iter().map(|filter| Program {
             id: filter.program,
             name: filter.name,
-        })
-        .collect();
-    // Before 6.6 the kernel knows no TCX.
-    if let Ok((_, programs)) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
-        tc.extend(programs.iter().map(|program| Program {
-            id: program.id(),
-            name: program.name_as_str().unwrap_or_default().to_owned(),
         }));
+        // Before 6.6 the kernel knows no TCX.
+        if let Ok((_, programs)) = SchedClassifier::query_tcx(interface, side.of_clsact()) {
+            tc.extend(programs.iter().map(|program| Program {
+                id: program.id(),
+                name: program.name_as_str().unwrap_or_default().to_owned(),
+            }));
+        }
     }
-    tc.retain(|program| program.name != tc::NAME);
+    tc.retain(|program| Side::BOTH.iter().all(|side| program.name != side.program()));
     Ok(Some(Inspected {
         nic: Nic::read(&found).map_err(failed())?,
         xdp,

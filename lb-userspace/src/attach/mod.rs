@@ -108,6 +108,7 @@ pub struct Attached {
     pub mode: Mode,
     pub xdp: How,
     pub tc: How,
+    pub egress: How,
 }
 
 /// The folder within the run folder that belongs to a pin folder.

@@ -7,7 +7,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 
-use super::{AttachError, layout::Layout, tc, xdp};
+use super::{AttachError, layout::Layout, tc::Side, xdp};
 
 /// The object that the build script built.
 pub fn bytes() -> &'static [u8] {
@@ -31,9 +31,11 @@ pub(super) fn load(folder: &Path, layouts: &[Layout], log_level: u8) -> Result<E
     main(&mut ebpf)?
         .load()
         .map_err(|error| failed(xdp::NAME, error))?;
-    tc(&mut ebpf)?
-        .load()
-        .map_err(|error| failed(tc::NAME, error))?;
+    for side in Side::BOTH {
+        tc(&mut ebpf, side)?
+            .load()
+            .map_err(|error| failed(side.program(), error))?;
+    }
     Ok(ebpf)
 }
 
@@ -41,8 +43,8 @@ pub(super) fn main(ebpf: &mut Ebpf) -> Result<&mut Xdp, AttachError> {
     program(ebpf, xdp::NAME)
 }
 
-pub(super) fn tc(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, AttachError> {
-    program(ebpf, tc::NAME)
+pub(super) fn tc(ebpf: &mut Ebpf, side: Side) -> Result<&mut SchedClassifier, AttachError> {
+    program(ebpf, side.program())
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, AttachError>

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! ROOT/links/xdp-eth0      the link that keeps the XDP program on eth0
-//! ROOT/links/tc-eth0       the same for the tc program (TCX)
+//! ROOT/links/tc-eth0       the same for the tc program at its ingress (TCX)
+//! ROOT/links/egress-eth0   and at its egress
 //! ROOT/abi1-3/SERVICES …   the maps: ABI version, and a number that counts the sets of maps
 //! ROOT/abi1-3/program-57   an XDP program that uses these maps, by its id
 //! ```
@@ -54,6 +55,7 @@ pub(super) struct Generation {
 pub(super) enum Home {
     Xdp,
     Tc,
+    Egress,
 }
 
 /// A pinned link.
@@ -106,7 +108,7 @@ impl Root {
             .iter()
             .filter_map(|name| {
                 let (home, interface) = name.split_once('-')?;
-                let home = [Home::Xdp, Home::Tc]
+                let home = [Home::Xdp, Home::Tc, Home::Egress]
                     .into_iter()
                     .find(|known| known.prefix() == home)?;
                 Some(self.link(home, &decode(interface)))
@@ -259,7 +261,7 @@ impl LinkPin {
             .map_err(AttachError::system(self.path.display().to_string()))?;
         let wanted = match self.home {
             Home::Xdp => link::Info::XDP,
-            Home::Tc => link::Info::TCX,
+            Home::Tc | Home::Egress => link::Info::TCX,
         };
         if info.kind != wanted {
             return Err(foreign("a link of another type"));
@@ -287,6 +289,7 @@ impl Home {
         match self {
             Self::Xdp => "xdp",
             Self::Tc => "tc",
+            Self::Egress => "egress",
         }
     }
 }

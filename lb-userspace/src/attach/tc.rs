@@ -1,7 +1,8 @@
-//! The tc program at an interface's ingress: as a TCX link where the kernel has it (6.6), else as a filter of `clsact`.
+//! The tc programs at an interface's ingress and egress: as TCX links where the kernel has them (6.6), else as filters of
+//! `clsact`.
 //!
-//! It comes first in the row: what XDP hands up is ours, and a foreign program that ends the row would hide it. Ours
-//! leaves everything else to the next. A filter has no pin; its priority and handle are how it is found again. `clsact`
+//! They come first in their rows: what XDP hands up is ours, and a foreign program that ends the row would hide it. Ours
+//! leave everything else to the next. A filter has no pin; its priority and handle are how it is found again. `clsact`
 //! may be shared, so whether we made it is remembered in the run folder.
 
 use std::{
@@ -23,8 +24,63 @@ use super::{
     pins::{Home, Root},
 };
 
-/// The name that the kernel knows our program by.
-pub(super) const NAME: &str = "millrace_tc";
+/// A side of an interface, and with it one of the two programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Side {
+    /// What XDP handed up.
+    Ingress,
+    /// Replies of backends on this node.
+    Egress,
+}
+
+impl Side {
+    pub(super) const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// The name that the kernel knows our program by.
+    pub(super) const fn program(self) -> &'static str {
+        match self {
+            Self::Ingress => "millrace_tc",
+            Self::Egress => "millrace_egress",
+        }
+    }
+
+    pub(super) const fn home(self) -> Home {
+        match self {
+            Self::Ingress => Home::Tc,
+            Self::Egress => Home::Egress,
+        }
+    }
+
+    /// Where the kernel lists its filters.
+    pub(super) const fn parent(self) -> u32 {
+        match self {
+            Self::Ingress => INGRESS,
+            Self::Egress => EGRESS,
+        }
+    }
+
+    pub(super) const fn of_clsact(self) -> TcAttachType {
+        match self {
+            Self::Ingress => TcAttachType::Ingress,
+            Self::Egress => TcAttachType::Egress,
+        }
+    }
+
+    const fn of_tcx(self) -> bpf_attach_type {
+        match self {
+            Self::Ingress => bpf_attach_type::BPF_TCX_INGRESS,
+            Self::Egress => bpf_attach_type::BPF_TCX_EGRESS,
+        }
+    }
+
+    /// As `tc filter` calls it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
 
 /// `BPF_F_BEFORE`: in front of all others.
 const FIRST: u32 = 1 << 3;
@@ -42,11 +98,12 @@ pub enum TcChoice {
     Clsact,
 }
 
-/// Puts the program on the interface's ingress.
+/// Puts a side's program on the interface.
 pub(super) fn attach(
     root: &Root,
     run_folder: &Path,
     interface: &Interface,
+    side: Side,
     choice: TcChoice,
     program: &mut SchedClassifier,
 ) -> Result<How, AttachError> {
@@ -55,23 +112,24 @@ pub(super) fn attach(
             .fd()
             .and_then(|fd| Ok(fd.try_clone()?))
             .map_err(|error| AttachError::Load {
-                program: NAME.into(),
+                program: side.program().into(),
                 source: Box::new(error),
             })?;
-        if let Some(how) = attach_tcx(root, interface, fd.as_fd())? {
+        if let Some(how) = attach_tcx(root, interface, side, fd.as_fd())? {
             return Ok(how);
         }
     }
-    attach_clsact(run_folder, interface, program)
+    attach_clsact(run_folder, interface, side, program)
 }
 
 /// `None`: the kernel has no TCX.
 fn attach_tcx(
     root: &Root,
     interface: &Interface,
+    side: Side,
     program: BorrowedFd<'_>,
 ) -> Result<Option<How>, AttachError> {
-    let pin = root.link(Home::Tc, &interface.name);
+    let pin = root.link(side.home(), &interface.name);
     if let Some((pinned, info)) = pin.open()? {
         if info.ifindex == interface.index {
             link::replace(pinned.fd.as_fd(), program).map_err(AttachError::system(format!(
@@ -82,12 +140,7 @@ fn attach_tcx(
         }
         pin.remove()?;
     }
-    match link::create(
-        program,
-        interface.index,
-        bpf_attach_type::BPF_TCX_INGRESS,
-        FIRST,
-    ) {
+    match link::create(program, interface.index, side.of_tcx(), FIRST) {
         Ok(new) => {
             link::pin(new.as_fd(), &pin.path)
                 .map_err(AttachError::system(pin.path.display().to_string()))?;
@@ -104,6 +157,7 @@ fn attach_tcx(
 fn attach_clsact(
     run_folder: &Path,
     interface: &Interface,
+    side: Side,
     program: &mut SchedClassifier,
 ) -> Result<How, AttachError> {
     let asked = || AttachError::system(format!("tc filters of {}", interface.name));
@@ -117,20 +171,20 @@ fn attach_clsact(
         aya::programs::tc::qdisc_add_clsact(&interface.name)
             .map_err(|error| failed(interface, error))?;
     }
-    let link = match at_our_place(interface.index).map_err(asked())? {
-        Some(filter) if is_ours(&filter) => {
-            let link = our_filter(interface)?;
+    let link = match at_our_place(interface.index, side).map_err(asked())? {
+        Some(filter) if filter.name == side.program() => {
+            let link = our_filter(interface, side)?;
             (How::Replaced, program.attach_to_link(link))
         }
-        Some(filter) => return Err(stranger(interface, &filter)),
+        Some(filter) => return Err(stranger(interface, side, &filter)),
         None => {
             let options = TcAttachOptions::Netlink(NlOptions {
                 priority: PRIORITY,
                 handle: HANDLE,
                 classid: None,
             });
-            let ingress = TcAttachType::Ingress;
-            let link = program.attach_with_options(&interface.name, ingress, options);
+            let place = side.of_clsact();
+            let link = program.attach_with_options(&interface.name, place, options);
             (How::Attached, link)
         }
     };
@@ -143,16 +197,18 @@ fn attach_clsact(
     Ok(how)
 }
 
-/// Removes our filter, and `clsact` if we made it and nobody else uses it. Says whether there was a filter.
+/// Removes our filters, and `clsact` if we made it and nobody else uses it. Says whether there was a filter.
 pub(super) fn detach_clsact(run_folder: &Path, interface: &Interface) -> Result<bool, AttachError> {
     let asked = || AttachError::system(format!("tc filters of {}", interface.name));
-    let found = at_our_place(interface.index)
-        .map_err(asked())?
-        .is_some_and(|filter| is_ours(&filter));
-    if found {
-        our_filter(interface)?
-            .detach()
-            .map_err(|error| failed(interface, error))?;
+    let mut found = false;
+    for side in Side::BOTH {
+        let filter = at_our_place(interface.index, side).map_err(asked())?;
+        if filter.is_some_and(|filter| filter.name == side.program()) {
+            our_filter(interface, side)?
+                .detach()
+                .map_err(|error| failed(interface, error))?;
+            found = true;
+        }
     }
     let mark = mark(run_folder, &interface.name);
     if mark.exists() {
@@ -167,24 +223,20 @@ pub(super) fn detach_clsact(run_folder: &Path, interface: &Interface) -> Result<
     Ok(found)
 }
 
-fn our_filter(interface: &Interface) -> Result<SchedClassifierLink, AttachError> {
-    let ingress = TcAttachType::Ingress;
-    SchedClassifierLink::attached(&interface.name, ingress, PRIORITY, HANDLE, None)
+fn our_filter(interface: &Interface, side: Side) -> Result<SchedClassifierLink, AttachError> {
+    let place = side.of_clsact();
+    SchedClassifierLink::attached(&interface.name, place, PRIORITY, HANDLE, None)
         .map_err(|error| failed(interface, error))
 }
 
-fn at_our_place(ifindex: u32) -> io::Result<Option<Filter>> {
-    let filters = netlink::filters(ifindex, INGRESS)?;
+fn at_our_place(ifindex: u32, side: Side) -> io::Result<Option<Filter>> {
+    let filters = netlink::filters(ifindex, side.parent())?;
     Ok(filters
         .into_iter()
         .find(|filter| (filter.priority, filter.handle) == (PRIORITY, u32::from(HANDLE))))
 }
 
-fn is_ours(filter: &Filter) -> bool {
-    filter.name == NAME
-}
-
-fn stranger(interface: &Interface, filter: &Filter) -> AttachError {
+fn stranger(interface: &Interface, side: Side, filter: &Filter) -> AttachError {
     AttachError::ForeignProgram {
         interface: interface.name.clone(),
         program: Program {
@@ -192,8 +244,9 @@ fn stranger(interface: &Interface, filter: &Filter) -> AttachError {
             name: filter.name.clone(),
         },
         removal: format!(
-            "tc filter del dev {} ingress pref {PRIORITY}",
-            interface.name
+            "tc filter del dev {} {} pref {PRIORITY}",
+            interface.name,
+            side.name()
         ),
     }
 }

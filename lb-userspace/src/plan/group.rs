@@ -113,7 +113,10 @@ impl Planner {
             modes.contains(&service.mode) || all.any(|mode| modes.contains(&mode))
         };
         value.flags = service_flag::LIVE
-            | flag(service_flag::FLOWS, any(&[Mode::Nat, Mode::Local, Mode::Pass]))
+            | flag(
+                service_flag::FLOWS,
+                any(&[Mode::Nat, Mode::Local, Mode::Pass]),
+            )
             | flag(service_flag::SHARED, any(&[Mode::Local, Mode::Pass]))
             | flag(service_flag::AFFINITY, service.affinity)
             | flag(

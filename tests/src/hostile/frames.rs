@@ -62,9 +62,12 @@ fn play(bytes: &[u8]) -> Path {
         world,
         settings,
         left: None,
+        both_ways: false,
+        leaves: false,
         garbled: false,
     };
     path.world.at_tc = knobs & 1 != 0;
+    path.both_ways = knobs & 4 != 0;
     if knobs & 2 != 0 {
         path.world.reject_tokens.set(1);
         path.world.flow_tokens.set(1);
@@ -96,6 +99,9 @@ struct Path {
     settings: Settings,
     /// The frame that left last.
     left: Option<Vec<u8>>,
+    /// Every other frame leaves the host, behind the stack.
+    both_ways: bool,
+    leaves: bool,
     /// The tables are no agent's any more: a frame that leaves need not be sound.
     garbled: bool,
 }
@@ -110,7 +116,13 @@ impl Path {
         self.world.steps.borrow_mut().clear();
         let before = self.counted();
         let mut scratch = Scratch::default();
-        let verdict = pipeline::process(&mut frame, &self.world, &self.settings, &mut scratch);
+        self.leaves = self.both_ways && !self.leaves;
+        let (world, settings) = (&self.world, &self.settings);
+        let verdict = if self.leaves {
+            pipeline::egress_reply(&mut frame, world, settings, &mut scratch)
+        } else {
+            pipeline::process(&mut frame, world, settings, &mut scratch)
+        };
         let counted = self.counted() - before;
         let steps = self.world.steps.borrow();
         match verdict {
@@ -127,7 +139,10 @@ impl Path {
                 assert!(!reason.passes(), "{reason:?}");
                 assert_eq!(counted, 1, "{reason:?} after {steps:?}");
             }
-            Verdict::Transmit | Verdict::Redirect { .. } | Verdict::Neighbour { .. } => {
+            Verdict::Transmit
+            | Verdict::Redirect { .. }
+            | Verdict::Neighbour { .. }
+            | Verdict::Rewritten => {
                 let (came, leaves) = (bytes.len(), frame.bytes.len());
                 assert!(leaves >= 34, "{came} bytes left as {leaves}: {steps:?}");
                 assert!(

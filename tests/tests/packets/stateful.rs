@@ -382,7 +382,7 @@ fn an_entry_is_told_of_its_other_half_each_quarter_second() -> Result<()> {
 }
 
 /// Removes one half of the established flow of a client's port from the kernel's table and the host's.
-fn lose(both: &Both, port: u16, reply: bool) -> Result<()> {
+pub(super) fn lose(both: &Both, port: u16, reply: bool) -> Result<()> {
     let maps = both.place.installation.maps();
     let lost = lose_in(&both.host.v4, &maps.join("FLOWS4"), port, reply)?
         + lose_in(&both.host.v6, &maps.join("FLOWS6"), port, reply)?;

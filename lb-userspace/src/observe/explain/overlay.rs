@@ -230,6 +230,7 @@ impl Tables for Overlay<'_> {
             Budget::Reject => Bucket::REJECT,
             Budget::Flow => Bucket::FLOW,
             Budget::Fragment => Bucket::FRAGMENT,
+            Budget::ReplyFragment => Bucket::REPLY_FRAGMENT,
         };
         let cell = &self.buckets[index as usize];
         let mut bucket = cell.get().unwrap_or_else(|| {

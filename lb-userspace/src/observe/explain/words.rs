@@ -224,9 +224,10 @@ impl Names<'_> {
             mode if mode == Mode::Nat as u8 => (Mode::Nat.name(), "replies come back here"),
             mode if mode == Mode::Ipip as u8 => (Mode::Ipip.name(), "replies go direct"),
             mode if mode == Mode::L2 as u8 => (Mode::L2.name(), "replies go direct"),
-            mode if mode == Mode::Local as u8 => {
-                (Mode::Local.name(), "on this node; replies get the VIP on their way out")
-            }
+            mode if mode == Mode::Local as u8 => (
+                Mode::Local.name(),
+                "on this node; replies get the VIP on their way out",
+            ),
             mode if mode == Mode::Pass as u8 => (Mode::Pass.name(), "kube-proxy serves it"),
             _ => ("?", "not a mode of this version"),
         };
@@ -270,6 +271,11 @@ impl Names<'_> {
                 let verdict = format!("REDIRECT {}", self.interface(ifindex));
                 (Outcome::Forwarded, verdict, unchanged)
             }
+            Verdict::Rewritten => (
+                Outcome::Forwarded,
+                "LOCAL".into(),
+                "the stack delivers it on this node".into(),
+            ),
             Verdict::Neighbour { ifindex } => {
                 let verdict = format!("REDIRECT {} by tc", self.interface(ifindex));
                 (Outcome::Forwarded, verdict, unchanged)
@@ -292,9 +298,11 @@ const fn why(reason: Reason) -> &'static str {
         Reason::DoesNotFit => {
             "does not fit the way to the backend, and the client cannot send less: raise the MTU behind"
         }
-        Reason::NoFlow => "no flow has this tuple",
+        Reason::Pass => "kube-proxy serves it",
+        Reason::NoFlow => "no flow has this tuple: what began without us goes on without us",
         Reason::HandedUp => "neighbour unknown, or XDP cannot send there; the tc program goes on",
         Reason::TooDeep => "options or extension headers beyond what is read",
+        Reason::ReplyMissed => "from a backend of this node, and of no flow",
         Reason::UnknownPort => "the VIP has no frontend on this port",
         Reason::NoBackend => "the service has no usable backend",
         Reason::Neighbour => "a neighbour asks for an announced VIP",
@@ -316,5 +324,8 @@ const fn why(reason: Reason) -> &'static str {
         Reason::IcmpUnmatched => "an ICMP error about a packet of no frontend or flow",
         Reason::IcmpMtu => "tells of an MTU below the minimum: forged",
         Reason::IcmpType => "ICMP that is neither an echo request nor an error",
+        Reason::TupleTaken => {
+            "the client's port is taken at the backend, by its connection to another frontend"
+        }
     }
 }

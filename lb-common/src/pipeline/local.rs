@@ -1,0 +1,251 @@
+//! `local` and `pass`: services that kube-proxy serves as well. A backend on this node gets the packet from the stack,
+//! which knows the way, with the client's own address; its reply is met on the way out, see [`super::leaving`]. What goes
+//! to other backends is left to kube-proxy, whole connections at a time: its connection tracking knows what began without
+//! us, so the choice is made at a SYN and for a UDP flow that nothing is known of.
+
+use super::{
+    FamilyScratch, Path, Step, Verdict, classify, egress, flows,
+    nat::{self, Claim},
+    parse::Layout,
+    rewrite, select,
+};
+use crate::{
+    abi::{Backend, Flow, Hop, Mode, Reason, flow_state},
+    bytes::Be16,
+    hash,
+    packet::Packet,
+    tables::{FamilyTables, FlowTable, Home, Tables},
+};
+
+/// State of an entry for packets from a backend on this node.
+pub(crate) const ANSWER: u32 = flow_state::REPLY | flow_state::LOCAL;
+
+/// Ports tried for a client whose own is taken at the backend, where it has another connection by another frontend.
+const PROBES: u32 = 4;
+
+/// Seconds of silence after which a UDP flow that passed is over: as long as Linux tracks one (the default of
+/// `nf_conntrack_udp_timeout_stream`).
+const PASSED_SECONDS: u32 = 120;
+
+/// A function of its own in the kernel, so that its stack is not added to that of the other modes.
+#[inline(never)]
+pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> u64 {
+    let frontend = scratch.frontend.id;
+    let now = path.tables.now();
+    let mut table = FlowTable::Established;
+    let mut due = flows::look(path, table, scratch, now);
+    if due.is_none() {
+        table = FlowTable::HalfOpen;
+        due = flows::look(path, table, scratch, now);
+    }
+    path.tables.trace(Step::Flow {
+        known: due.is_some(),
+    });
+    if let Some(due) = due {
+        let state = scratch.flow.state;
+        if state & (flow_state::LOCAL | flow_state::PASSED) == 0 {
+            return classify::FLOWS;
+        }
+        if nat::usable(path, scratch) && !is_over(path, scratch, now) {
+            if state & flow_state::PASSED != 0 {
+                return leave(path, frontend, Reason::Pass);
+            }
+            let promoted = table == FlowTable::HalfOpen && nat::promote(path, scratch, now);
+            if due && !promoted {
+                flows::keep_opposite(packet, path, table, scratch, now);
+            }
+            return deliver(packet, path, scratch, false);
+        }
+        nat::forget(path, table, scratch);
+    }
+    if !scratch.parsed.tuple_is_udp() && !scratch.parsed.is_syn() {
+        return leave(path, frontend, Reason::NoFlow);
+    }
+    let id = match select::owner_of(path, &scratch.parsed, &scratch.service) {
+        Ok((id, _)) => id,
+        Err(reason) => return select::unowned(path, scratch, reason),
+    };
+    let Some(backend) = path.tables.backend(id) else {
+        return path.end(frontend, Reason::Inconsistent).pack();
+    };
+    if backend.mode == Mode::Nat as u8 {
+        return classify::FLOWS;
+    }
+    path.tables.trace(Step::Backend {
+        id,
+        mode: backend.mode,
+    });
+    if backend.mode == Mode::Pass as u8 {
+        pass(path, scratch, &backend, id, now);
+        return leave(path, frontend, Reason::Pass);
+    }
+    if backend.mode != Mode::Local as u8 || backend.address.is_v4() != (A::VERSION == 4) {
+        return path.end(frontend, Reason::Inconsistent).pack();
+    }
+    scratch.flow = entry(scratch, &backend, id, now);
+    scratch.flow.destination = A::from_addr(&backend.address);
+    scratch.flow.destination_port = backend.port;
+    scratch.flow.state = flow_state::LOCAL;
+    flows::mirror(packet, path, scratch, now);
+    let entered = begin(path, scratch, now);
+    if entered != egress::OK {
+        return path
+            .end(frontend, Reason::from_number(entered as u32))
+            .pack();
+    }
+    deliver(packet, path, scratch, true)
+}
+
+/// Leaves the packet to whoever serves the VIP beside us; at tc it has been counted already.
+#[inline(always)]
+pub(crate) fn leave<T: Tables>(path: &Path<'_, T>, frontend: u32, reason: Reason) -> u64 {
+    if path.tables.home() == Home::Tc {
+        return Verdict::NotOurs.pack();
+    }
+    path.end(frontend, reason).pack()
+}
+
+/// Whether nothing is left of what the entry stands for: a UDP flow that has passed long ago, or a connection that its
+/// client begins anew when its backend is gone.
+#[inline(always)]
+fn is_over<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>, now: u32) -> bool {
+    let flow = &scratch.flow;
+    if flow.state & flow_state::PASSED != 0 {
+        let idle = now.wrapping_sub(flow.seen);
+        return idle > path.settings.hz.saturating_mul(PASSED_SECONDS);
+    }
+    scratch.parsed.is_syn()
+        && path
+            .tables
+            .backend(flow.backend)
+            .is_none_or(|backend| backend.generation != flow.generation || backend.state != 1)
+}
+
+/// An entry that changes nothing.
+#[inline(always)]
+fn entry<A: Layout>(scratch: &FamilyScratch<A>, backend: &Backend, id: u32, now: u32) -> Flow<A> {
+    let tuple = &scratch.parsed.tuple;
+    Flow {
+        source: tuple.source,
+        destination: tuple.destination,
+        source_port: tuple.source_port,
+        destination_port: tuple.destination_port,
+        hop: Hop::default(),
+        backend: id,
+        generation: backend.generation,
+        frontend: scratch.frontend.id,
+        seen: now,
+        resolved: now,
+        isn: 0,
+        state: 0,
+    }
+}
+
+/// Remembers a UDP flow that passes. Among the half-open: one of those that is evicted is chosen anew, and mostly the
+/// same.
+#[inline(always)]
+fn pass<A: Layout, T: Tables + FamilyTables<A>>(
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    backend: &Backend,
+    id: u32,
+    now: u32,
+) {
+    scratch.flow = entry(scratch, backend, id, now);
+    if scratch.parsed.tuple_is_udp() {
+        scratch.flow.state = flow_state::PASSED;
+        let (table, tuple) = (FlowTable::HalfOpen, &scratch.parsed.tuple);
+        path.tables.insert_flow(table, tuple, &scratch.flow, false);
+    }
+}
+
+/// The backend of an entry, for its counters; 0 if it has left the configuration.
+#[inline(always)]
+pub(crate) fn backend_of<A, T: Tables>(path: &Path<'_, T>, flow: &Flow<A>) -> u32 {
+    let id = flow.backend;
+    match path.tables.backend(id) {
+        Some(backend) if backend.generation == flow.generation => {
+            path.tables.trace(Step::Backend {
+                id,
+                mode: backend.mode,
+            });
+            id
+        }
+        _ => 0,
+    }
+}
+
+/// Rewrites, and leaves the rest to the stack: it takes the hop, and tells the client what does not fit.
+#[inline(always)]
+fn deliver<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &FamilyScratch<A>,
+    new: bool,
+) -> u64 {
+    let (frontend, bytes) = (scratch.frontend.id, packet.length());
+    let id = backend_of(path, &scratch.flow);
+    let ttl = scratch.parsed.ttl;
+    if let Err(reason) = rewrite::translate(packet, path, scratch, ttl) {
+        return path.end(frontend, reason).pack();
+    }
+    path.tables.count_forwarded(frontend, id, bytes, new);
+    Verdict::Rewritten.pack()
+}
+
+/// Enters the flow, under the client's own port if that is free at the backend; [`egress::OK`] or a reason. Two frontends
+/// with one backend, used from one port, would else be one connection there.
+#[inline(never)]
+fn begin<A: Layout, T: Tables + FamilyTables<A>>(
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    now: u32,
+) -> u64 {
+    let parsed = &scratch.parsed;
+    let tables = path.tables;
+    let mut port = parsed.tuple.source_port;
+    let (mut hash, mut probe) = (0, 0);
+    let mut reason = Reason::TupleTaken;
+    let mut resting = None;
+    while probe <= PROBES {
+        scratch.key.destination_port = port;
+        match nat::claim(path, parsed, &scratch.key, &scratch.opposite, now) {
+            Claim::Held(table) => {
+                scratch.flow.source_port = port;
+                return if tables.insert_flow(table, &parsed.tuple, &scratch.flow, false) {
+                    egress::OK
+                } else {
+                    Reason::FlowTableFull as u64
+                };
+            }
+            Claim::Resting => resting = Some(port),
+            Claim::Taken => {}
+            Claim::Full => reason = Reason::FlowTableFull,
+        }
+        if probe == 0 {
+            hash = hash::flow(&path.settings.hash_key, &parsed.tuple);
+        }
+        // 1024 to 65535.
+        port = Be16::new(1024 + ((hash & 0xffff) * 64_512 >> 16) as u16);
+        hash >>= 16;
+        probe += 1;
+    }
+    let Some(port) = resting else {
+        return reason as u64;
+    };
+    scratch.key.destination_port = port;
+    scratch.flow.source_port = port;
+    let table = FlowTable::HalfOpen;
+    FamilyTables::<A>::remove_flow(tables, FlowTable::Established, &scratch.key);
+    if tables.insert_flow(table, &scratch.key, &scratch.opposite, false)
+        && tables.insert_flow(table, &parsed.tuple, &scratch.flow, false)
+    {
+        egress::OK
+    } else {
+        Reason::FlowTableFull as u64
+    }
+}
