@@ -1,4 +1,4 @@
-//! `millrace flows`: what `nat` remembers.
+//! `millrace flows`: what the packet path remembers.
 
 use super::{
     Exit, Failure, Global, client,
@@ -46,7 +46,11 @@ fn draw(flows: &Flows) -> String {
                 flow.client.to_string(),
                 flow.frontend.to_string(),
                 flow.backend.to_string(),
-                flow.nat.to_string(),
+                // Other modes show the backend the client itself.
+                match &*flow.mode {
+                    "nat" => flow.nat.to_string(),
+                    mode => mode.to_owned(),
+                },
                 flow.state.clone(),
                 age(flow.idle_seconds),
             ]
@@ -71,18 +75,26 @@ mod tests {
             frontend: "192.0.2.10:443".parse().unwrap(),
             backend: "10.0.0.11:8443".parse().unwrap(),
             nat: "10.0.0.5:61007".parse().unwrap(),
+            mode: "nat".into(),
             state: "est".into(),
             idle_seconds: 1,
         };
+        let local = Flow {
+            backend: "10.244.1.11:8443".parse().unwrap(),
+            nat: "198.51.100.7:50312".parse().unwrap(),
+            mode: "local".into(),
+            ..flow.clone()
+        };
         let flows = Flows {
-            flows: vec![flow],
+            flows: vec![flow, local],
             more: 2,
         };
         assert_eq!(
             draw(&flows),
             "\
-PROTO  CLIENT              FRONTEND        BACKEND         NAT             STATE  IDLE
-tcp    198.51.100.7:50312  192.0.2.10:443  10.0.0.11:8443  10.0.0.5:61007  est    1s
+PROTO  CLIENT              FRONTEND        BACKEND           NAT             STATE  IDLE
+tcp    198.51.100.7:50312  192.0.2.10:443  10.0.0.11:8443    10.0.0.5:61007  est    1s
+tcp    198.51.100.7:50312  192.0.2.10:443  10.244.1.11:8443  local           est    1s
 … and 2 more: see --limit"
         );
     }

@@ -1,4 +1,4 @@
-//! What the `nat` mode remembers, read for people: one row a flow, though each has two entries.
+//! What the packet path remembers, read for people: one row a flow, though each has two entries.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use aya::{
     maps::{HashMap, MapData},
 };
 use lb_common::{
-    abi::{Flow, Tuple, flow_state},
+    abi::{Flow, Mode, Tuple, flow_state},
     bytes::{Address, V4, V6},
 };
 
@@ -32,8 +32,9 @@ pub struct FlowRow {
     pub client: SocketAddr,
     pub frontend: SocketAddr,
     pub backend: SocketAddr,
-    /// Own address and port that the backend sees.
+    /// Address and port that the backend sees: own ones in `nat`, the client's in other modes.
     pub nat: SocketAddr,
+    pub mode: Mode,
     pub state: FlowState,
     /// Jiffies since a recent packet of the client; exact to a quarter of a second.
     pub idle: u32,
@@ -171,6 +172,7 @@ where
             frontend: socket(tuple.destination, tuple.destination_port.to_host()),
             backend: socket(flow.destination, flow.destination_port.to_host()),
             nat: socket(flow.source, flow.source_port.to_host()),
+            mode: mode(flow.state),
             state,
             idle: now.wrapping_sub(flow.seen),
             backend_id: flow.backend,
@@ -191,6 +193,17 @@ impl<A: Address> std::fmt::Debug for Table<A> {
         f.debug_struct("Table")
             .field("data", &self.data)
             .finish_non_exhaustive()
+    }
+}
+
+/// `pass` keeps an entry for UDP only.
+const fn mode(state: u32) -> Mode {
+    if state & flow_state::LOCAL != 0 {
+        Mode::Local
+    } else if state & flow_state::PASSED != 0 {
+        Mode::Pass
+    } else {
+        Mode::Nat
     }
 }
 

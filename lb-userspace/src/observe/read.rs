@@ -113,6 +113,7 @@ impl Maps {
             frontend: row.frontend,
             backend: row.backend,
             nat: row.nat,
+            mode: row.mode.name().to_owned(),
             state: match row.state {
                 FlowState::Half => "half",
                 FlowState::Established => "est",

@@ -132,8 +132,10 @@ pub struct Flow {
     pub client: SocketAddr,
     pub frontend: SocketAddr,
     pub backend: SocketAddr,
-    /// Own address and port the backend sees.
+    /// Address and port the backend sees: own ones in mode `nat`, the client's else.
     pub nat: SocketAddr,
+    /// `nat`, `local`, or `pass` for what is left to kube-proxy.
+    pub mode: String,
     /// `half` until the client has shown that it sees the replies, then `est`, `fin`, `rst`.
     pub state: String,
     pub idle_seconds: u64,
