@@ -31,8 +31,8 @@ use crate::{
     observe::{self, MetricsEnd, Socket, SocketError},
     privileges,
     reconcile::{
-        self, About, Announcing, DrainFile, Engine, Inputs, Outputs, Reconciler, Report, Start,
-        Uplinks,
+        self, About, Announcing, DrainFile, Engine, Inputs, Outputs, Reconciler, Replies, Report,
+        Start, Uplinks,
     },
     state::Handle,
 };
@@ -199,6 +199,7 @@ impl Begun<'_> {
         let announcing = Announcing::start(&engine, packets);
         let mut reconciler = Reconciler {
             announcing,
+            replies: Replies::default(),
             engine,
             uplinks: Uplinks::default(),
             installation,

@@ -7,7 +7,7 @@ use super::{
     lock::Lock,
     lock_file, multicast, netlink,
     pins::{Home, Root},
-    run_folder, tc, undo,
+    replies, run_folder, tc, undo,
 };
 
 /// What was removed.
@@ -80,6 +80,7 @@ pub fn detach(
         root.remove_if_empty()
             .map_err(AttachError::system(pin_root.display().to_string()))?;
     }
+    replies::remove().map_err(AttachError::system("nftables: table inet millrace"))?;
     multicast::forget(&run_folder)?;
     lock.remove()
         .and_then(|()| std::fs::remove_dir(&run_folder))

@@ -20,9 +20,11 @@ mod look;
 mod mend;
 mod multicast;
 pub(crate) mod netlink;
+mod nft;
 mod nic;
 mod object;
 mod pins;
+pub mod replies;
 mod tc;
 mod xdp;
 

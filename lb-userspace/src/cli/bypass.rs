@@ -62,5 +62,9 @@ fn tell_maps(pin_root: &Path, on: bool) -> Result<Option<bool>, Failure> {
         .context("pinned maps")?
         .apply(&[Op::Lease(settings)])
         .context("pinned maps")?;
+    if on {
+        // An agent that comes up makes it again.
+        attach::replies::remove().context("nftables")?;
+    }
     Ok(Some(flags != before.flags))
 }

@@ -8,6 +8,7 @@ mod config_file;
 mod drains;
 mod engine;
 mod paths;
+mod replies;
 mod report;
 mod shown;
 mod uplinks;
@@ -25,6 +26,7 @@ pub use self::{
     config_file::{Text, read, watch},
     drains::DrainFile,
     engine::{Engine, FlushError, Flushed, Start},
+    replies::Replies,
     report::{About, Report},
     uplinks::Uplinks,
 };
@@ -72,6 +74,7 @@ pub struct Reconciler<D> {
     pub report: Report,
     pub drain_file: DrainFile,
     pub announcing: Announcing,
+    pub replies: Replies,
     /// The config file's name, for messages.
     pub file: String,
     pub outputs: Outputs,
@@ -171,6 +174,7 @@ impl<D: Dataplane> Reconciler<D> {
                 drop(request.reply.send(answer));
             }
             self.report.publish_if_due(&self.engine);
+            self.keep_replies();
         }
     }
 
@@ -179,11 +183,21 @@ impl<D: Dataplane> Reconciler<D> {
         let flushed = self.engine.flush();
         self.report.flushed(&flushed, begin.elapsed(), &self.engine);
         let Flushed { ops, services } = flushed?;
+        for name in &services {
+            self.replies
+                .follow(name, self.engine.desired(name).as_ref());
+        }
         if ops > 0 {
             let took = begin.elapsed();
             tracing::debug!(ops, services = services.len(), ?took, "applied");
         }
         Ok(())
+    }
+
+    /// Brings the chain for forgotten replies after the backends, or takes it away.
+    fn keep_replies(&mut self) {
+        let now = self.now();
+        self.replies.keep(self.engine.bypass(now).is_none());
     }
 
     /// Jiffies; those of the last sign of life where the kernel does not say.
