@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod login;
 pub mod neighbours;
 pub mod netns;
+pub mod node;
 pub mod pass;
 pub mod place;
 pub mod raw;
