@@ -2,6 +2,7 @@
 //!
 //! The same checks open a test run.
 
+mod dependencies;
 mod house;
 
 use crate::{Outcome, cargo, fmt};
@@ -40,7 +41,7 @@ pub(crate) fn checks(quick: bool) -> Vec<Check> {
         });
         checks.push(Check {
             name: "dependencies",
-            run: dependencies,
+            run: dependencies::check,
         });
     }
     checks
@@ -79,23 +80,6 @@ fn clippy_bpf() -> Result<bool> {
         return Ok(true);
     }
     success(cargo::cargo_bpf("clippy")?.args(["--quiet", "--", "-Dwarnings"]))
-}
-
-/// cargo-deny is a tool of its own that takes minutes to build: used where it is installed.
-fn dependencies() -> Result<bool> {
-    let installed = Command::new("cargo-deny")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status()
-        .is_ok();
-    if !installed {
-        eprintln!("cargo-deny is not installed: dependency rules are not checked");
-        return Ok(true);
-    }
-    // It finds .cargo/deny.toml by itself.
-    success(&mut cargo::cargo([
-        "deny", "check", "bans", "licenses", "sources",
-    ]))
 }
 
 fn success(command: &mut Command) -> Result<bool> {
