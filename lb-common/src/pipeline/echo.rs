@@ -26,11 +26,9 @@ pub(crate) fn answer<A: Layout, P: Packet, T: Tables>(
         // Has been answered in the driver.
         return Verdict::NotOurs.pack();
     }
-    if parsed.l4 != parsed.link.length + A::HEADER || !reject::is_host(&parsed.tuple.source) {
-        return path.end(0, Reason::NotAnswered).pack();
-    }
-    if !path.granted() {
-        return path.end(0, Reason::RejectLimited).pack();
+    let is_plain = parsed.l4 == parsed.link.length + A::HEADER;
+    if let Err(reason) = reject::owed(path, parsed, is_plain) {
+        return path.end(0, reason).pack();
     }
     if turn(packet, scratch).is_none() {
         return path.end(0, Reason::NoHeadroom).pack();

@@ -76,11 +76,8 @@ pub(crate) fn tell<A: Layout, P: Packet, T: Tables>(
         return path.end(frontend, Reason::DoesNotFit).pack();
     }
     let quote = parsed.l4 - parsed.link.length + 8;
-    if quote > MAX_QUOTE || !reject::is_host(&parsed.tuple.source) {
-        return path.end(frontend, Reason::NotAnswered).pack();
-    }
-    if !path.granted() {
-        return path.end(frontend, Reason::RejectLimited).pack();
+    if let Err(reason) = reject::owed(path, parsed, quote <= MAX_QUOTE) {
+        return path.end(frontend, reason).pack();
     }
     if write(packet, parsed, mtu, quote).is_none() {
         return path.end(frontend, Reason::NoHeadroom).pack();

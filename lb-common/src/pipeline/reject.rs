@@ -15,7 +15,7 @@ use crate::{
     bytes::{Address, V4, V6},
     checksum::Delta,
     packet::{Packet, Typed},
-    tables::{Budget, Home, Tables},
+    tables::{Home, Tables},
 };
 
 /// Type 3, code 3 (RFC 792) and type 1, code 4 (RFC 4443, section 3.1): port unreachable, as loaded.
@@ -35,18 +35,10 @@ pub(crate) fn answer<A: Layout, P: Packet, T: Tables>(
         // Has been answered in the driver.
         return Verdict::NotOurs.pack();
     }
-    if parsed.flags & tcp_flag::RST != 0
-        || parsed.l4 != parsed.link.length + A::HEADER
-        || !is_host(&parsed.tuple.source)
-    {
-        return path.end(frontend, Reason::NotAnswered).pack();
-    }
-    let settings = path.settings;
-    if !path
-        .tables
-        .take(Budget::Reject, settings.reject_rate, settings.reject_burst)
-    {
-        return path.end(frontend, Reason::RejectLimited).pack();
+    let is_plain = parsed.l4 == parsed.link.length + A::HEADER;
+    let answerable = is_plain && parsed.flags & tcp_flag::RST == 0;
+    if let Err(reason) = owed(path, parsed, answerable) {
+        return path.end(frontend, reason).pack();
     }
     let written = if parsed.tuple.protocol == TCP {
         reset(packet, parsed)
@@ -60,9 +52,26 @@ pub(crate) fn answer<A: Layout, P: Packet, T: Tables>(
     Verdict::Transmit.pack()
 }
 
+/// Whether a packet gets an answer of our own: it is `answerable`, a host has sent it, and the budget has one left.
+#[inline(always)]
+pub(crate) fn owed<A: Layout, T: Tables>(
+    path: &Path<'_, T>,
+    parsed: &Parsed<A>,
+    answerable: bool,
+) -> Result<(), Reason> {
+    if !answerable || !is_host(&parsed.tuple.source) {
+        return Err(Reason::NotAnswered);
+    }
+    if path.granted() {
+        Ok(())
+    } else {
+        Err(Reason::RejectLimited)
+    }
+}
+
 /// Not unspecified, loopback, multicast or broadcast (RFC 1122, section 3.2.2).
 #[inline(always)]
-pub(crate) fn is_host<A: Address>(source: &A) -> bool {
+fn is_host<A: Address>(source: &A) -> bool {
     let first = source.word(0).to_ne_bytes()[0];
     if A::VERSION == 4 {
         first != 0 && first != 127 && first < 224
