@@ -1,6 +1,6 @@
 //! The maps as `lb_common::tables`.
 
-use core::{cell::Cell, mem::MaybeUninit, ops::Deref};
+use core::{arch::asm, cell::Cell, mem::MaybeUninit, ops::Deref};
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_fib_lookup},
@@ -94,25 +94,62 @@ impl<const TC: bool> KernelTables<TC> {
 #[repr(C, align(8))]
 struct Place<T>(MaybeUninit<T>);
 
-/// A copy of the key, stored word by word: the kernel hashes words, and would wait for one that is stored in parts.
+impl<T> Place<T> {
+    const fn new() -> Self {
+        Self(MaybeUninit::uninit())
+    }
+
+    /// Stores two words at once, at an even word.
+    ///
+    /// # Safety
+    /// The value has a word behind `at`.
+    #[inline(always)]
+    unsafe fn put(&mut self, at: usize, low: u32, high: u32) {
+        let words: *mut u32 = self.0.as_mut_ptr().cast();
+        let mut high = u64::from(high);
+        // SAFETY: arithmetic on a register; from a shift of its own, LLVM would see that both words may be loaded at once,
+        // and that load would wait where they were stored apart. The rest as the caller says, and the place is aligned.
+        unsafe {
+            asm!("{high} <<= 32", high = inout(reg) high, options(pure, nomem, nostack));
+            words.add(at).cast::<u64>().write(u64::from(low) | high)
+        };
+    }
+}
+
+/// A copy of the key, stored by the double words that the kernel compares by: it would wait for one stored in parts.
 #[inline(always)]
-fn by_words<'a, A: Address>(
+fn frontend_key<'a, A: Address>(
     key: &FrontendKey<A>,
     place: &'a mut Place<FrontendKey<A>>,
 ) -> &'a FrontendKey<A> {
-    let words: *mut u32 = place.0.as_mut_ptr().cast();
-    let mut index = 0;
-    while index < A::WORDS {
-        // SAFETY: the key begins with the address's words, and is aligned as they are.
-        unsafe { words.add(index).write(key.address.word(index)) };
-        index += 1;
-    }
     let last = u32::from(key.port.raw()) | u32::from(key.protocol) << 16;
-    // SAFETY: port, protocol and padding are the key's last word; every byte of it has been written then.
+    // SAFETY: the key is the address's words, and one of port, protocol and padding: all that is written, nothing else.
     unsafe {
-        words.add(A::WORDS).write(last);
+        if A::WORDS == 1 {
+            place.put(0, key.address.word(0), last);
+        } else {
+            place.put(0, key.address.word(0), key.address.word(1));
+            place.put(2, key.address.word(2), key.address.word(3));
+            let words: *mut u32 = place.0.as_mut_ptr().cast();
+            words.add(A::WORDS).write(last);
+        }
         place.0.assume_init_ref()
     }
+}
+
+/// The same of an IPv4 flow's key. The stack has no room for one of IPv6.
+#[inline(always)]
+fn flow_key<'a, A: Address>(key: &'a Tuple<A>, place: &'a mut Place<[u32; 4]>) -> *const Tuple<A> {
+    if A::WORDS != 1 {
+        return key;
+    }
+    let ports = u32::from(key.source_port.raw()) | u32::from(key.destination_port.raw()) << 16;
+    // SAFETY: four words.
+    unsafe {
+        place.put(0, key.source.word(0), key.destination.word(0));
+        place.put(2, ports, u32::from(key.protocol));
+    }
+    place.0.as_ptr().cast()
 }
 
 /// The flow tables of one family.
@@ -145,9 +182,9 @@ macro_rules! family_tables {
         impl<const TC: bool> FamilyTables<$address> for KernelTables<TC> {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$address>) -> Option<Frontend> {
-                let mut words = Place(MaybeUninit::uninit());
+                let mut place = Place::new();
                 // SAFETY: entries are immutable, and freed after a grace period; the value is copied out.
-                unsafe { $frontends.get(by_words(key, &mut words)) }.copied()
+                unsafe { $frontends.get(frontend_key(key, &mut place)) }.copied()
             }
 
             #[inline(always)]
@@ -163,6 +200,9 @@ macro_rules! family_tables {
                 key: &Tuple<$address>,
                 change: impl FnOnce(&mut Flow<$address>) -> R,
             ) -> Option<R> {
+                let mut place = Place::new();
+                // SAFETY: the key itself, or as many words that say the same.
+                let key = unsafe { &*flow_key(key, &mut place) };
                 let flow = <$address>::map(table).get_ptr_mut(key)?;
                 // SAFETY: the kernel checked the pointer. Other CPUs may write the entry at the same time, and an
                 // evicted one may be given to another key: every field is one word, and a flow's tuple is compared
