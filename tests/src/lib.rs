@@ -9,6 +9,7 @@ pub mod datagrams;
 pub mod demo;
 pub mod far;
 pub mod frames;
+pub mod host;
 pub mod hostile;
 pub mod kernel;
 pub mod login;

@@ -2,8 +2,11 @@
 //! a file. The same steps on real maps must give the same text. `MILLRACE_BLESS=1` writes the files anew: read the
 //! difference before you commit it.
 
+#[path = "scenarios/lines.rs"]
+mod lines;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fmt::Write as _,
     fs,
     net::{IpAddr, SocketAddr},
@@ -11,22 +14,20 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use lb_common::{
-    abi::{Backend, FrontendKey, NO_OWNER, NextHop, Region, owner, service_flag},
-    bytes::Address,
-};
-use lb_tests::{is_root, netns::unique_name};
+use lb_tests::{host, is_root, netns::unique_name};
 use lb_userspace::{
     attach::{Installation, Options},
     config::{Config, ConfigErrors},
     dataplane::{Dataplane, Fake, Faulty},
     desired::Drains,
     health::Change,
-    net::{Address as OwnAddress, Facts, Hop, Link, Neighbour, Route, Update},
-    plan::{Dump, DumpedService, Limits},
+    net::{Facts, Neighbour, Update},
+    plan::Limits,
     reconcile::{Engine, Start},
 };
 use serde::Deserialize;
+
+use lines::lines;
 
 /// One file of `scenarios/`.
 #[derive(Deserialize)]
@@ -190,35 +191,10 @@ impl Drop for RealMaps {
     }
 }
 
-/// `eth0` (2) with 10.0.0.2/24 and `fd00::2/64`, default routes by .1; everyone on link answers with a MAC that ends in
-/// the last byte of its address.
+/// [`host::facts`]; everyone on link answers with a MAC that ends in the last byte of its address.
 fn facts(config: &Config) -> Result<Facts> {
-    let mut facts = Facts::default();
-    let link = Link {
-        name: "eth0".into(),
-        up: true,
-        mtu: 1500,
-        mac: Some([2, 0, 0, 0, 0, 2]),
-        xdp_send: true,
-        ..Link::default()
-    };
-    facts.apply(Update::Link(2, Some(link)));
-    for (own, default, gateway) in [
-        ("10.0.0.2/24", "0.0.0.0/0", "10.0.0.1"),
-        ("fd00::2/64", "::/0", "fd00::1"),
-    ] {
-        let net: ipnet::IpNet = own.parse()?;
-        facts.apply(Update::AddAddress(OwnAddress {
-            ifindex: 2,
-            net,
-            global: true,
-            preferred: true,
-        }));
-        facts.apply(Update::AddRoute(route(net.trunc(), None)));
-        facts.apply(Update::AddRoute(route(
-            default.parse()?,
-            Some(gateway.parse()?),
-        )));
+    let mut facts = host::facts();
+    for gateway in host::GATEWAYS {
         facts.apply(neighbour(gateway.parse()?, Some(1)));
     }
     for backend in config.services.iter().flat_map(|service| &service.backends) {
@@ -234,27 +210,13 @@ fn last_byte(ip: IpAddr) -> u8 {
     }
 }
 
-fn route(destination: ipnet::IpNet, gateway: Option<IpAddr>) -> Route {
-    Route {
-        destination,
-        metric: 0,
-        tos: 0,
-        hops: vec![Hop {
-            ifindex: 2,
-            gateway,
-        }],
-        source: None,
-        mtu: None,
-    }
-}
-
 fn neighbour(address: IpAddr, mac: Option<u8>) -> Update {
     let neighbour = mac.map(|last| Neighbour {
         mac: [2, 0, 0, 0, 0, last],
         permanent: false,
         fresh: true,
     });
-    Update::Neighbour(2, address, neighbour)
+    Update::Neighbour(host::ETH0, address, neighbour)
 }
 
 /// Plays a scenario; gives the maps' contents at the start and what each step changed in them.
@@ -355,11 +317,11 @@ impl<D: Dataplane> Play<D> {
             }
             Step::Route { to, via } => {
                 let met = neighbour(via, Some(last_byte(via)));
-                let route = Update::AddRoute(route(to, Some(via)));
+                let route = Update::AddRoute(host::route(to, Some(via)));
                 self.engine.network(vec![route, met]);
             }
             Step::RouteGone { to, via } => {
-                let route = Update::RemoveRoute(route(to, Some(via)));
+                let route = Update::RemoveRoute(host::route(to, Some(via)));
                 self.engine.network(vec![route]);
             }
             Step::Bypass(on) => {
@@ -411,132 +373,6 @@ impl<D: Dataplane> Play<D> {
         self.before = after;
         Ok(())
     }
-}
-
-/// What the maps mean, a line each.
-fn lines(dump: &Dump) -> BTreeSet<String> {
-    let mut lines = BTreeSet::new();
-    let settings = &dump.settings;
-    lines.insert(format!(
-        "settings: flags {:x}, nat ports {}-{}",
-        settings.flags,
-        settings.nat_ports & 0xffff,
-        settings.nat_ports >> 16
-    ));
-    let bits: u32 = dump.addresses.values().map(|word| word.count_ones()).sum();
-    lines.insert(format!("filter: {bits} bits"));
-    for (key, value) in &dump.frontends4 {
-        lines.insert(frontend(key, value.service, value.id));
-    }
-    for (key, value) in &dump.frontends6 {
-        lines.insert(frontend(key, value.service, value.id));
-    }
-    for (key, bits) in &dump.sources4 {
-        lines.insert(source(u32::from_be(key.service_be), &key.client, *bits));
-    }
-    for (key, bits) in &dump.sources6 {
-        lines.insert(source(u32::from_be(key.service_be), &key.client, *bits));
-    }
-    for (index, dumped) in &dump.services {
-        service(*index, dumped, dump, &mut lines);
-    }
-    for ifindex in &dump.devices {
-        lines.insert(format!("device {ifindex}"));
-    }
-    lines
-}
-
-fn frontend<A: Address>(key: &FrontendKey<A>, service: u32, id: u32) -> String {
-    let ip = key.address.to_addr().to_ip();
-    match key.protocol {
-        0 => format!("vip {ip}"),
-        number => {
-            let socket = SocketAddr::new(ip, key.port.to_host());
-            let protocol = if number == 6 { "tcp" } else { "udp" };
-            format!("frontend {socket}/{protocol}: service {service}, id {id}")
-        }
-    }
-}
-
-fn source<A: Address>(service: u32, client: &A, bits: u32) -> String {
-    format!(
-        "service {service}: clients {}/{bits}",
-        client.to_addr().to_ip()
-    )
-}
-
-fn service(index: u32, dumped: &DumpedService, dump: &Dump, lines: &mut BTreeSet<String>) {
-    let flags = dumped.value.flags;
-    if flags & service_flag::LIVE == 0 {
-        return;
-    }
-    let names = [
-        (service_flag::FLOWS, " flows"),
-        (service_flag::AFFINITY, " affinity"),
-        (service_flag::SOURCE_RANGES, " ranges"),
-    ];
-    let set = names.iter().filter(|(bit, _)| flags & bit != 0);
-    let set: String = set.map(|(_, name)| *name).collect();
-    let mut owned: BTreeMap<u16, u32> = BTreeMap::new();
-    for slot in &dumped.slots {
-        *owned.entry(owner(*slot, 0)).or_default() += 1;
-    }
-    let table = dumped
-        .slots
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, slot| {
-            (sum ^ u64::from(owner(*slot, 0))).wrapping_mul(0x0100_0000_01b3)
-        });
-    let size = Region(dumped.value.table).size();
-    lines.insert(format!(
-        "service {index}:{set} {size} slots, owners {table:016x}"
-    ));
-    for (ordinal, member) in dumped.members.iter().enumerate() {
-        let id = *member as u32;
-        let slots = owned.get(&(ordinal as u16)).copied().unwrap_or_default();
-        let Some(backend) = dump.backends.get(&id).filter(|_| id != 0) else {
-            continue;
-        };
-        if slots == 0 && backend.state == 0 && ordinal as u16 == NO_OWNER {
-            continue;
-        }
-        lines.insert(format!(
-            "service {index} ordinal {ordinal}: backend {id}, {slots} slots, {}",
-            shown(backend, dump.next_hops.get(&backend.next_hop))
-        ));
-    }
-}
-
-fn shown(backend: &Backend, next_hop: Option<&NextHop>) -> String {
-    let mode = ["?", "nat", "ipip", "l2"][usize::from(backend.mode & 3)];
-    let state = if backend.state == 1 {
-        "usable"
-    } else {
-        "not usable"
-    };
-    let way = next_hop.map_or_else(
-        || "asks the kernel".into(),
-        |hop| {
-            let mac = hop.destination.to_le_bytes();
-            let resolved = if hop.destination & NextHop::RESOLVED != 0 {
-                format!("to :{:02x}", mac[5])
-            } else {
-                "unresolved".into()
-            };
-            format!(
-                "by {} via {} {resolved}, mtu {}",
-                hop.ifindex,
-                hop.gateway.to_ip(),
-                hop.mtu()
-            )
-        },
-    );
-    let socket = SocketAddr::new(backend.address.to_ip(), backend.port.to_host());
-    format!(
-        "generation {}, {mode} {socket} from {}, {state}, {way}",
-        backend.generation,
-        backend.source.to_ip()
-    )
 }
 
 fn first_difference(expected: &str, found: &str) -> String {

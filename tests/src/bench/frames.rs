@@ -31,6 +31,8 @@ pub(super) enum Kind {
 /// never does for what a NIC has written.
 struct Fields {
     same: &'static [(i16, Size)],
+    /// Behind those.
+    more: &'static [(i16, Size)],
     /// The end of the source address, whose last two bytes vary; and their first bit in it.
     address: (i16, Size, i32),
     /// Both ports, of which the source's varies.
@@ -49,23 +51,14 @@ const V4: Fields = Fields {
         (38, Size::Double),
         (46, Size::Double),
     ],
+    more: &[],
     address: (26, Size::Word, 16),
     ports: 34,
     header: 54,
 };
 /// With what an ICMP error embeds, of as little as may be.
 const V4_ERROR: Fields = Fields {
-    same: &[
-        (0, Size::Double),
-        (8, Size::Word),
-        (12, Size::Half),
-        (14, Size::Double),
-        (30, Size::Word),
-        (38, Size::Double),
-        (46, Size::Double),
-        (54, Size::Double),
-        (62, Size::Double),
-    ],
+    more: &[(54, Size::Double), (62, Size::Double)],
     header: 70,
     ..V4
 };
@@ -81,6 +74,7 @@ const V6: Fields = Fields {
         (58, Size::Double),
         (66, Size::Double),
     ],
+    more: &[],
     address: (30, Size::Double, 48),
     ports: 54,
     header: 74,
@@ -262,7 +256,7 @@ fn rewrite(frame: &[u8], cell: &Cell, flows: u64) -> Result<Assembler> {
         .alu_value(Alu::Add, R::R1, length)
         .end_if_above(R::R1, R::R3)
         .map_value(R::R7, cell.as_fd());
-    for (offset, size) in fields.same {
+    for (offset, size) in fields.same.iter().chain(fields.more) {
         code.load(*size, R::R1, R::R7, kept(*offset))
             .store(*size, R::R2, *offset, R::R1);
     }

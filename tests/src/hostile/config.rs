@@ -6,9 +6,11 @@ use lb_userspace::{
     config::Config,
     dataplane::Fake,
     desired::{self, Drains},
-    net::{Address, Facts, Hop, Link, Route, Update},
+    net::Facts,
     reconcile::{Engine, FlushError, Start},
 };
+
+use crate::host;
 
 /// A file is refused with places and reasons, or it is good; then the agent can serve it on maps in memory, and another
 /// agent finds nothing to change.
@@ -67,47 +69,7 @@ fn maps_alike(a: &Fake, b: &Fake) -> bool {
     }
 }
 
-/// A host with one interface, on 10.0.0.0/24 and `fd00::/64`.
-static FACTS: LazyLock<Facts> = LazyLock::new(|| {
-    let mut facts = Facts::default();
-    let link = Link {
-        name: "eth0".into(),
-        up: true,
-        mtu: 1500,
-        mac: Some([2, 0, 0, 0, 0, 2]),
-        xdp_send: true,
-        ..Link::default()
-    };
-    facts.apply(Update::Link(2, Some(link)));
-    for (own, default, gateway) in [
-        ("10.0.0.2/24", "0.0.0.0/0", "10.0.0.1"),
-        ("fd00::2/64", "::/0", "fd00::1"),
-    ] {
-        let net: ipnet::IpNet = own.parse().expect("a network");
-        facts.apply(Update::AddAddress(Address {
-            ifindex: 2,
-            net,
-            global: true,
-            preferred: true,
-        }));
-        let everything = default.parse().expect("a network");
-        let gateway = gateway.parse().expect("an address");
-        for (destination, gateway) in [(net.trunc(), None), (everything, Some(gateway))] {
-            facts.apply(Update::AddRoute(Route {
-                destination,
-                metric: 0,
-                tos: 0,
-                hops: vec![Hop {
-                    ifindex: 2,
-                    gateway,
-                }],
-                source: None,
-                mtu: None,
-            }));
-        }
-    }
-    facts
-});
+static FACTS: LazyLock<Facts> = LazyLock::new(host::facts);
 
 #[cfg(test)]
 mod tests {

@@ -54,6 +54,21 @@ fn assert_answered(outcome: &Outcome) {
     assert_eq!(outcome.reason(), Some(Reason::Neighbour));
 }
 
+/// The answers to a question without tags and behind one and two, which they keep; from `own`, tags taken off.
+fn answers(both: &mut Both, question: &[u8], own: [u8; 6]) -> Result<Vec<Vec<u8>>> {
+    let answer = |depth| {
+        let asked = tagged(question, depth);
+        let outcome = both.run(&asked)?;
+        assert_answered(&outcome);
+        let tags = 12..12 + 4 * depth;
+        assert_eq!(outcome.frame[tags.clone()], asked[tags], "tags are kept");
+        let answer = untagged(&outcome.frame, depth);
+        assert_eq!((&answer[..6], &answer[6..12]), (&ASKER[..], &own[..]));
+        Ok(answer)
+    };
+    (0..=2).map(answer).collect()
+}
+
 #[test]
 fn an_arp_request_for_an_announced_vip_is_answered() -> Result<()> {
     with_both(|both| {
@@ -66,17 +81,8 @@ fn an_arp_request_for_an_announced_vip_is_answered() -> Result<()> {
             (probe, Ipv4Addr::UNSPECIFIED),
             (own_only, ASKER4),
         ] {
-            for depth in 0..=2 {
-                let outcome = both.run(&tagged(&frame, depth))?;
-                assert_answered(&outcome);
-                assert_eq!(outcome.frame.len(), frame.len() + 4 * depth);
-                assert_eq!(
-                    outcome.frame[12..12 + 4 * depth],
-                    tagged(&frame, depth)[12..12 + 4 * depth],
-                    "tags are kept"
-                );
-                let answer = untagged(&outcome.frame, depth);
-                assert_eq!((&answer[..6], &answer[6..12]), (&ASKER[..], &own[..]));
+            for answer in answers(both, &frame, own)? {
+                assert_eq!(answer.len(), frame.len());
                 let answer = SlicedPacket::from_ethernet(&answer)?;
                 let Some(NetSlice::Arp(answer)) = answer.net else {
                     panic!("{answer:?}")
@@ -200,16 +206,7 @@ fn a_solicitation_for_an_announced_vip_is_answered() -> Result<()> {
         };
         for solicitation in [asked, known, two] {
             let frame = solicitation.frame();
-            for depth in 0..=2 {
-                let outcome = both.run(&tagged(&frame, depth))?;
-                assert_answered(&outcome);
-                assert_eq!(
-                    outcome.frame[12..12 + 4 * depth],
-                    tagged(&frame, depth)[12..12 + 4 * depth],
-                    "tags are kept"
-                );
-                let answer = untagged(&outcome.frame, depth);
-                assert_eq!((&answer[..6], &answer[6..12]), (&ASKER[..], &own[..]));
+            for answer in answers(both, &frame, own)? {
                 let expected = (ASKER6, [false, true, true], VIP6, own);
                 assert_eq!(advertisement(&answer)?, expected);
             }
