@@ -12,11 +12,11 @@ mod binary;
 mod notices;
 mod tree;
 
-use crate::{Outcome, cargo, setup};
-use anyhow::{Context as _, Result, bail, ensure};
+use crate::{Outcome, cargo, run::quietly as run_quietly, setup};
+use anyhow::{Context as _, Result, bail};
 use std::{
     env, fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, ExitCode},
 };
 
@@ -46,6 +46,8 @@ fn say(line: &str) {
 pub(crate) struct Package {
     pub(crate) binary: PathBuf,
     pub(crate) file: PathBuf,
+    /// The package's files where they were before it was packed.
+    pub(crate) tree: PathBuf,
 }
 
 /// Builds everything anew that changed.
@@ -71,7 +73,11 @@ pub(crate) fn make(revision: u32) -> Result<Package> {
             .args([&stage, &file])
             .env("SOURCE_DATE_EPOCH", about.time.to_string()),
     )?;
-    Ok(Package { binary, file })
+    Ok(Package {
+        binary,
+        file,
+        tree: stage,
+    })
 }
 
 /// Where [`make`] puts the package.
@@ -100,7 +106,8 @@ fn maintainer() -> String {
     format!("{name} <{address}>")
 }
 
-fn time() -> Result<u64> {
+/// Seconds since the Unix epoch: of the last commit, or what `SOURCE_DATE_EPOCH` says.
+pub(crate) fn time() -> Result<u64> {
     if let Ok(text) = env::var("SOURCE_DATE_EPOCH") {
         return text.parse().context("SOURCE_DATE_EPOCH");
     }
@@ -113,18 +120,4 @@ fn time() -> Result<u64> {
         _ => bail!("no git history to date the package by: set SOURCE_DATE_EPOCH"),
     };
     text.trim().parse().context("git log")
-}
-
-/// Runs a tool of the distribution; its output shows only with an error.
-fn run_quietly(command: &mut Command) -> Result<Vec<u8>> {
-    let name = Path::new(command.get_program()).display().to_string();
-    let output = command.output().with_context(|| name.clone())?;
-    ensure!(
-        output.status.success(),
-        "{name}: {}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(output.stdout)
 }

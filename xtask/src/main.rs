@@ -9,7 +9,9 @@ mod demo;
 mod dist;
 mod fmt;
 mod fuzz;
+mod image;
 mod lint;
+mod run;
 mod setup;
 mod test;
 mod vm;
@@ -37,6 +39,8 @@ enum Verb {
     Build,
     /// Make what others install: a static binary and a Debian package
     Dist(dist::Args),
+    /// Make a container image of the agent, in a file
+    Image(image::Args),
     /// Show clients balanced over real servers in network namespaces (root)
     Demo,
     /// Run every check and test, cheap ones first
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(args),
         Verb::Build => build::run(),
         Verb::Dist(args) => dist::run(&args),
+        Verb::Image(args) => image::run(&args),
         Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),
         Verb::Vm(args) => vm::run(&args),

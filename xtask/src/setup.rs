@@ -20,6 +20,7 @@ use machine::Machine;
 use packages::Use;
 use std::{
     io::{IsTerminal as _, Write as _, stdin},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -35,7 +36,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Outcome {
     let machine = Machine::probe()?;
-    let lacking = Lacking::probe(&machine, Use::VirtualMachines);
+    let lacking = Lacking::probe(&machine, Use::Everything);
     if args.check || lacking.is_empty() {
         lacking.report(&machine);
         return Ok(if lacking.is_empty() {
@@ -56,6 +57,21 @@ pub(crate) fn ensure() -> Result<()> {
 /// The same, with what virtual machines need.
 pub(crate) fn ensure_for_vms() -> Result<()> {
     ensure_for(Use::VirtualMachines)
+}
+
+/// The same, with what a Kubernetes cluster needs.
+pub(crate) fn ensure_for_cluster() -> Result<()> {
+    ensure_for(Use::Cluster)
+}
+
+/// Whatever a whole test run needs.
+pub(crate) fn ensure_for_tests() -> Result<()> {
+    ensure_for(Use::Everything)
+}
+
+/// Downloads and built tools, outside the checkout: they outlive it.
+pub(crate) fn cache() -> Result<PathBuf> {
+    Ok(Machine::probe()?.cache)
 }
 
 fn ensure_for(purpose: Use) -> Result<()> {

@@ -26,14 +26,20 @@ pub(super) enum Use {
     Namespaces,
     /// The same, and other kernels.
     VirtualMachines,
+    /// The same as the first, and Kubernetes.
+    Cluster,
+    /// A whole test run.
+    Everything,
 }
 
 pub(super) fn programs(purpose: Use) -> impl Iterator<Item = &'static Program> {
-    let vms = match purpose {
-        Use::Namespaces => &[],
-        Use::VirtualMachines => VM_PROGRAMS,
+    let (vms, cluster): (&[_], &[_]) = match purpose {
+        Use::Namespaces => (&[], &[]),
+        Use::VirtualMachines => (VM_PROGRAMS, &[]),
+        Use::Cluster => (&[], CLUSTER_PROGRAMS),
+        Use::Everything => (VM_PROGRAMS, CLUSTER_PROGRAMS),
     };
-    PROGRAMS.iter().chain(vms)
+    PROGRAMS.iter().chain(vms).chain(cluster)
 }
 
 const VM_PROGRAMS: &[Program] = &[
@@ -52,6 +58,43 @@ const VM_PROGRAMS: &[Program] = &[
     Program {
         name: "xz",
         debian: "xz-utils",
+    },
+];
+
+/// Kubernetes' own programs are no packages of Debian's.
+const CLUSTER_PROGRAMS: &[Program] = &[
+    Program {
+        name: "containerd",
+        debian: "containerd",
+    },
+    Program {
+        name: "runc",
+        debian: "runc",
+    },
+    // Beside all paths, so by its place.
+    Program {
+        name: "/usr/lib/cni/bridge",
+        debian: "containernetworking-plugins",
+    },
+    Program {
+        name: "buildah",
+        debian: "buildah",
+    },
+    Program {
+        name: "iptables",
+        debian: "iptables",
+    },
+    Program {
+        name: "ipset",
+        debian: "ipset",
+    },
+    Program {
+        name: "openssl",
+        debian: "openssl",
+    },
+    Program {
+        name: "nsenter",
+        debian: "util-linux",
     },
 ];
 
@@ -156,7 +199,8 @@ pub(super) fn install(programs: &[&Program], machine: &Machine) -> Result<()> {
     run(command.arg("-c").arg(SCRIPT).arg("sh").args(&names))
 }
 
-/// Debian packages start their services when they are installed and enable them for the next boot (of ours nginx does).
+/// Debian packages start their services when they are installed and enable them for the next boot (of ours nginx and
+/// containerd do).
 /// A policy-rc.d that answers 101 is Debian's documented way to forbid the first; whoever has one keeps it. The second
 /// is taken back, if the service was not there before. Unpacking the packages into a folder instead would leave their
 /// dependencies to us.
@@ -172,10 +216,16 @@ if ! [ -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' > "$policy"
     chmod 755 "$policy"
 fi
-had_nginx=$(command -v nginx || true)
+had=
+for service in nginx containerd; do
+    if command -v $service > /dev/null; then had="$had $service"; fi
+done
 install() { apt-get install --yes --quiet --no-install-recommends "$@"; }
 install "$@" || { apt-get update --quiet && install "$@"; }
-if [ -z "$had_nginx" ] && command -v nginx >/dev/null && command -v systemctl >/dev/null; then
-    systemctl disable --quiet nginx.service || true
-fi
+for service in nginx containerd; do
+    case "$had" in *$service*) continue ;; esac
+    if command -v $service >/dev/null && command -v systemctl >/dev/null; then
+        systemctl disable --quiet $service.service || true
+    fi
+done
 "#;
