@@ -5,6 +5,7 @@ pub mod balancer;
 pub mod bench;
 pub mod both;
 pub mod clients;
+pub mod cluster;
 pub mod datagrams;
 pub mod demo;
 pub mod far;

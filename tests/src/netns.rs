@@ -42,6 +42,8 @@ pub struct Netns(Arc<Inner>);
 struct Inner {
     name: String,
     file: File,
+    /// Whether it ends with the value.
+    ours: bool,
 }
 
 impl Netns {
@@ -51,9 +53,7 @@ impl Netns {
         SWEEP.call_once(sweep);
         let name = unique_name(label);
         run(Command::new("ip").args(["netns", "add", &name]))?;
-        let path = Path::new("/run/netns").join(&name);
-        let file = File::open(&path).with_context(|| path.display().to_string())?;
-        let netns = Self(Arc::new(Inner { name, file }));
+        let netns = Self::open(name, true)?;
         for scope in ["all", "default", "lo"] {
             netns.sysctl(&format!("net.ipv6.conf.{scope}.accept_dad"), "0")?;
             netns.sysctl(&format!("net.ipv6.conf.{scope}.accept_ra"), "0")?;
@@ -61,6 +61,17 @@ impl Netns {
         }
         netns.ip(["link set lo up"])?;
         Ok(netns)
+    }
+
+    /// A namespace that someone else made and removes.
+    pub fn existing(name: &str) -> Result<Self> {
+        Self::open(name.to_owned(), false)
+    }
+
+    fn open(name: String, ours: bool) -> Result<Self> {
+        let path = Path::new("/run/netns").join(&name);
+        let file = File::open(&path).with_context(|| path.display().to_string())?;
+        Ok(Self(Arc::new(Inner { name, file, ours })))
     }
 
     /// As `ip netns` and `nsenter --net=/run/netns/NAME` know it.
@@ -137,7 +148,9 @@ impl Netns {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        remove(&self.name);
+        if self.ours {
+            remove(&self.name);
+        }
     }
 }
 

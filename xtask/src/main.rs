@@ -5,6 +5,7 @@
 mod bench;
 mod build;
 mod cargo;
+mod cluster;
 mod demo;
 mod dist;
 mod fmt;
@@ -41,6 +42,8 @@ enum Verb {
     Dist(dist::Args),
     /// Make a container image of the agent, in a file
     Image(image::Args),
+    /// Run a real Kubernetes in network namespaces of this machine (root)
+    Cluster(cluster::Args),
     /// Show clients balanced over real servers in network namespaces (root)
     Demo,
     /// Run every check and test, cheap ones first
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Verb::Build => build::run(),
         Verb::Dist(args) => dist::run(&args),
         Verb::Image(args) => image::run(&args),
+        Verb::Cluster(args) => cluster::run(args),
         Verb::Demo => demo::run(),
         Verb::Test(args) => test::run(&args),
         Verb::Vm(args) => vm::run(&args),

@@ -4,6 +4,7 @@
 //! output, a table of steps, the skipped and failed tests, and as the last line `N passed, M failed`. A check that is
 //! no test (formatting, clippy, …) shows only when it fails, as one failure.
 
+mod on_cluster;
 pub(crate) mod output;
 mod steps;
 mod tolerated;
@@ -27,7 +28,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if args.quick || args.filter.is_some() {
         setup::ensure()?;
     } else {
-        setup::ensure_for_vms()?;
+        setup::ensure_for_tests()?;
     }
     let root = cargo::root();
     let scope = Scope {

@@ -1,7 +1,10 @@
 //! The steps of a test run, in the order of their cost.
 
-use super::output::{Reader, Tally};
-use crate::{cargo, dist, lint, vm};
+use super::{
+    on_cluster,
+    output::{Reader, Tally},
+};
+use crate::{cargo, cluster, dist, lint, vm};
 use anyhow::{Context as _, Result};
 use std::{
     fs,
@@ -49,10 +52,12 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
     let filter = scope.filter.filter(|_| named.is_none());
     let millrace = cargo::target_dir()?.join("debug/millrace");
     let package = dist::file(REVISION)?;
+    let cluster = cluster::folder(on_cluster::FOLDER)?;
     let test = |name: &str, target: &[&str], options: &[&str]| {
         let step = Tests {
             millrace: &millrace,
             package: &package,
+            cluster: &cluster,
             quick: scope.quick,
             filter,
         };
@@ -80,11 +85,14 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
                 run: Box::new(|| Ok((packed(), Tally::default()))),
             });
         }
-        steps.push(test(
-            &file,
-            &["--package", "lb-tests", "--test", &file],
-            &SERIAL,
-        ));
+        let tests = test(&file, &["--package", "lb-tests", "--test", &file], &SERIAL);
+        let asked =
+            file == on_cluster::FILE && filter.is_none_or(|filter| on_cluster::has(root, filter));
+        steps.push(if asked {
+            on_cluster::wrap(tests, &cluster)
+        } else {
+            tests
+        });
     }
     if scope.filter.is_none() && !scope.quick {
         steps.push(Step {
@@ -113,6 +121,7 @@ const SERIAL: [&str; 1] = ["--test-threads=1"];
 struct Tests<'a> {
     millrace: &'a Path,
     package: &'a Path,
+    cluster: &'a Path,
     quick: bool,
     filter: Option<&'a str>,
 }
@@ -131,11 +140,13 @@ impl Tests<'_> {
         let words: Vec<String> = words.collect();
         let millrace = self.millrace.to_path_buf();
         let package = self.package.to_path_buf();
+        let cluster = self.cluster.to_path_buf();
         let quick = self.quick;
         let run = move || {
             let mut command = cargo::cargo(&words);
             command.env("MILLRACE_BIN", &millrace);
             command.env("MILLRACE_DEB", &package);
+            command.env("MILLRACE_CLUSTER", &cluster);
             if quick {
                 command.env("MILLRACE_QUICK", "1");
             }

@@ -1,0 +1,180 @@
+//! Kubernetes' programs: those in `KUBEBUILDER_ASSETS`, else those that were built once into the cache.
+
+use super::modules::{self, Module};
+use crate::setup;
+use anyhow::{Context as _, Result, bail};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// Where a program comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Source {
+    name: &'static str,
+    module: Module,
+    /// Path of the command's package.
+    package: &'static str,
+    /// What it takes on two cores, from nothing.
+    about: &'static str,
+}
+
+pub(crate) const KUBERNETES: Module = Module {
+    name: "kubernetes",
+    path: "k8s.io/kubernetes",
+    version: "v1.36.3",
+};
+const ETCD: Module = Module {
+    name: "etcd",
+    path: "go.etcd.io/etcd/server/v3",
+    version: "v3.7.3",
+};
+const COREDNS: Module = Module {
+    name: "coredns",
+    path: "github.com/coredns/coredns",
+    version: "v1.14.3",
+};
+
+/// The slowest first: what follows finds most of its packages compiled.
+const SOURCES: [Source; 9] = [
+    kubernetes("kube-apiserver", "cmd/kube-apiserver", "5 minutes"),
+    kubernetes(
+        "kube-controller-manager",
+        "cmd/kube-controller-manager",
+        "a minute",
+    ),
+    kubernetes("kube-scheduler", "cmd/kube-scheduler", "half a minute"),
+    kubernetes("kubelet", "cmd/kubelet", "half a minute"),
+    kubernetes("kube-proxy", "cmd/kube-proxy", "half a minute"),
+    kubernetes("kubectl", "cmd/kubectl", "half a minute"),
+    // The server in tests' pods: HTTP and UDP, answers with its pod's name or its client's address.
+    kubernetes("agnhost", "test/images/agnhost", "10 seconds"),
+    Source {
+        name: "etcd",
+        module: ETCD,
+        package: "go.etcd.io/etcd/server/v3",
+        about: "a minute",
+    },
+    Source {
+        name: "coredns",
+        module: COREDNS,
+        package: "github.com/coredns/coredns",
+        about: "2 minutes",
+    },
+];
+
+const fn kubernetes(name: &'static str, package: &'static str, about: &'static str) -> Source {
+    Source {
+        name,
+        module: KUBERNETES,
+        package,
+        about,
+    }
+}
+
+/// Files of all programs.
+#[derive(Debug, Clone)]
+pub(super) struct Programs {
+    /// What `KUBEBUILDER_ASSETS` names, as envtest has it.
+    assets: Option<PathBuf>,
+    cache: PathBuf,
+}
+
+impl Programs {
+    /// Builds what is nowhere.
+    pub(super) fn provide() -> Result<Self> {
+        let programs = Self::named()?;
+        let lacking: Vec<_> = SOURCES
+            .iter()
+            .filter(|source| !programs.of(source).is_file())
+            .collect();
+        for (number, source) in lacking.iter().enumerate() {
+            eprintln!(
+                "cluster: building {} of {} {} ({} of {}; about {} on two cores, once)",
+                source.name,
+                source.module.name,
+                source.module.version,
+                number + 1,
+                lacking.len(),
+                source.about,
+            );
+            modules::build(
+                &source.module,
+                &source.whole_package(),
+                &programs.of(source),
+            )
+            .with_context(|| source.name)?;
+        }
+        Ok(programs)
+    }
+
+    fn named() -> Result<Self> {
+        Ok(Self {
+            assets: env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from),
+            cache: setup::cache()?,
+        })
+    }
+
+    /// What [`Self::provide`] would lack to build what is nowhere; none if it lacks nothing.
+    pub(super) fn need() -> Result<Option<String>> {
+        let programs = Self::named()?;
+        let all = SOURCES.iter().all(|source| programs.of(source).is_file());
+        Ok(if all { None } else { modules::need() })
+    }
+
+    pub(super) fn file(&self, name: &str) -> Result<PathBuf> {
+        match SOURCES.iter().find(|source| source.name == name) {
+            Some(source) => Ok(self.of(source)),
+            None => bail!("no program {name} is known"),
+        }
+    }
+
+    /// Images of the cluster's own pods are kept beside the programs.
+    pub(super) fn images(&self) -> PathBuf {
+        folder(&self.cache, &KUBERNETES).join("images")
+    }
+
+    fn of(&self, source: &Source) -> PathBuf {
+        let asset = self.assets.as_ref().map(|folder| folder.join(source.name));
+        asset
+            .filter(|file| file.is_file())
+            .unwrap_or_else(|| folder(&self.cache, &source.module).join(source.name))
+    }
+}
+
+impl Source {
+    fn whole_package(&self) -> String {
+        match self.module {
+            KUBERNETES => format!("{}/{}", KUBERNETES.path, self.package),
+            _ => self.package.to_owned(),
+        }
+    }
+}
+
+/// Another version is another folder.
+fn folder(cache: &Path, module: &Module) -> PathBuf {
+    cache.join(format!("{}-{}", module.name, module.version))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_assets_lack_comes_from_the_cache() {
+        let programs = Programs {
+            // A folder that has a `tests` and no kubelet.
+            assets: Some(env!("CARGO_MANIFEST_DIR").into()),
+            cache: "/cache".into(),
+        };
+        assert_eq!(
+            programs.file("kubelet").ok(),
+            Some("/cache/kubernetes-v1.36.3/kubelet".into())
+        );
+        assert_eq!(
+            programs.file("etcd").ok(),
+            Some("/cache/etcd-v3.7.3/etcd".into())
+        );
+        assert!(programs.file("dockerd").is_err());
+    }
+}

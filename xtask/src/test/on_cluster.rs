@@ -1,0 +1,70 @@
+//! The suite that wants a Kubernetes: gets one of its own, with our image on all nodes, which ends with it.
+
+use super::{
+    output::{Skip, Tally},
+    steps::Step,
+};
+use crate::{cluster, image, setup};
+use anyhow::Result;
+use std::{fs, path::Path};
+
+/// The test file, and the cluster's folder below `target/`: a developer's own cluster is another.
+pub(super) const FILE: &str = "cluster";
+pub(super) const FOLDER: &str = "cluster-of-tests";
+
+const WANTED: cluster::Up = cluster::Up {
+    nodes: 2,
+    kube_proxy: cluster::KubeProxy::Nftables,
+};
+
+/// Whether some of its tests have this in their names. If none has, no cluster is started to find that out.
+pub(super) fn has(root: &Path, filter: &str) -> bool {
+    let file = root.join("tests/tests").join(FILE).with_extension("rs");
+    fs::read_to_string(file).is_ok_and(|text| text.contains(filter))
+}
+
+/// The same tests, with a cluster in `folder` while they run.
+pub(super) fn wrap(tests: Step, folder: &Path) -> Step {
+    let folder = folder.to_path_buf();
+    let run = move || {
+        if let Some(need) = cluster::need()? {
+            let skip = Skip {
+                test: FILE.to_owned(),
+                need,
+            };
+            return Ok((
+                true,
+                Tally {
+                    skipped: vec![skip],
+                    ..Tally::default()
+                },
+            ));
+        }
+        let done = match prepare(&folder) {
+            Ok(()) => (tests.run)(),
+            Err(error) => {
+                eprintln!("{error:#}");
+                Ok((false, Tally::default()))
+            }
+        };
+        if let Err(error) = cluster::down(&folder) {
+            eprintln!("{error:#}");
+            return Ok((false, done?.1));
+        }
+        done
+    };
+    Step {
+        name: FILE.to_owned(),
+        run: Box::new(run),
+    }
+}
+
+fn prepare(folder: &Path) -> Result<()> {
+    setup::ensure_for_cluster()?;
+    // Of a run that was interrupted.
+    cluster::down(folder)?;
+    cluster::up(folder, WANTED)?;
+    let archive = image::file()?;
+    image::make(&archive)?;
+    cluster::load(folder, &archive)
+}
