@@ -35,6 +35,9 @@ use std::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Its folder, if it is not `cluster` below the target folder
+    #[arg(long, env = "MILLRACE_CLUSTER", value_name = "FOLDER")]
+    folder: Option<PathBuf>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -56,6 +59,10 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
     },
+    /// Kill one of its programs: `kube-apiserver`, `etcd`, `node1-kubelet`, …
+    Stop { program: String },
+    /// Start it again
+    Start { program: String },
     /// Bring an image from a docker-archive to all nodes
     LoadImage { file: PathBuf },
 }
@@ -91,7 +98,10 @@ impl KubeProxy {
 const PATIENCE: Duration = Duration::from_mins(2);
 
 pub(crate) fn run(args: Args) -> Outcome {
-    let folder = folder("cluster")?;
+    let folder = match args.folder {
+        Some(folder) => std::path::absolute(folder)?,
+        None => folder("cluster")?,
+    };
     match args.verb {
         Verb::Up(wanted) => {
             setup::ensure_for_cluster()?;
@@ -119,6 +129,18 @@ pub(crate) fn run(args: Args) -> Outcome {
                 }
             };
             return Ok(cargo::exit_code(command.status()?));
+        }
+        Verb::Stop { program } => {
+            let state = running(&folder)?;
+            let process = state.process(&program)?;
+            node::end(&state.layout, process)?;
+        }
+        Verb::Start { program } => {
+            let mut state = running(&folder)?;
+            let process = state.process(&program)?;
+            ensure!(!process.alive(), "{program} runs already");
+            let again = process.again(&state.layout.file(&format!("log/{program}")))?;
+            state.started(again)?;
         }
         Verb::LoadImage { file } => load(&folder, &std::path::absolute(file)?)?,
     }

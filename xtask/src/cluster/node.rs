@@ -14,6 +14,7 @@ use super::{
 };
 use crate::run::quietly;
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     ffi::{OsStr, OsString},
     fs,
@@ -142,6 +143,18 @@ pub(super) fn import(state: &State, node: Node, archive: &Path) -> Result<()> {
     let archive = archive.as_os_str().to_owned();
     let line: Vec<_> = import.into_iter().chain([archive]).collect();
     quietly(&mut command(state, node, &line)?).map(drop)
+}
+
+/// Ends a program, and the process that `nsenter` waits for where the program is inside of a node.
+pub(super) fn end(layout: &Layout, process: &Process) -> Result<()> {
+    let inside = |node: Node| process.name.starts_with(&format!("{}-", node.name()));
+    if layout.nodes().any(inside)
+        && process.alive()
+        && let Some(child) = Pid::from_raw(process.child()?)
+    {
+        kill_process(child, Signal::KILL).with_context(|| process.name.clone())?;
+    }
+    process.kill()
 }
 
 /// A command line inside a node.

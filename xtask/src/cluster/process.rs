@@ -5,7 +5,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::{
     ffi::OsStr,
-    fs::{self, File},
+    fs::{self, OpenOptions},
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -17,6 +17,8 @@ use std::{
 pub(super) struct Process {
     pub(super) name: String,
     pub(super) id: i32,
+    /// Program and arguments, to start it again.
+    line: Vec<String>,
     /// In clock ticks since boot: with the id it names one process of this boot.
     since: u64,
 }
@@ -29,9 +31,23 @@ impl Process {
         command: impl IntoIterator<Item = S>,
         log: &Path,
     ) -> Result<Self> {
-        let output = File::create(log).with_context(|| log.display().to_string())?;
+        let line: Option<Vec<_>> = command
+            .into_iter()
+            .map(|word| word.as_ref().to_str().map(str::to_owned))
+            .collect();
+        Self::run(name, line.context("a path that is no text")?, log)
+    }
+
+    /// The same program once more, after its end.
+    pub(super) fn again(&self, log: &Path) -> Result<Self> {
+        Self::run(&self.name, self.line.clone(), log)
+    }
+
+    fn run(name: &str, line: Vec<String>, log: &Path) -> Result<Self> {
+        let output = OpenOptions::new().create(true).append(true).open(log);
+        let output = output.with_context(|| log.display().to_string())?;
         let child = Command::new("setsid")
-            .args(command)
+            .args(&line)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -43,6 +59,7 @@ impl Process {
         Ok(Self {
             name: name.to_owned(),
             id,
+            line,
             since,
         })
     }
@@ -76,13 +93,18 @@ impl Process {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        json!({"name": self.name, "pid": self.id, "since": self.since})
+        json!({"name": self.name, "pid": self.id, "line": self.line, "since": self.since})
     }
 
     pub(super) fn from_json(value: &Value) -> Option<Self> {
         Some(Self {
             name: value["name"].as_str()?.to_owned(),
             id: i32::try_from(value["pid"].as_i64()?).ok()?,
+            line: value["line"]
+                .as_array()?
+                .iter()
+                .map(|word| Some(word.as_str()?.to_owned()))
+                .collect::<Option<_>>()?,
             since: value["since"].as_u64()?,
         })
     }
@@ -133,6 +155,7 @@ mod tests {
         let mut process = Process {
             name: "me".into(),
             id: me,
+            line: vec!["true".into()],
             since,
         };
         assert!(process.alive());

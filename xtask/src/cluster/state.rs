@@ -89,14 +89,25 @@ impl State {
         fs::rename(&fresh, &path).with_context(|| path.display().to_string())
     }
 
+    /// Instead of one of the same name, if there was one.
     pub(super) fn started(&mut self, process: Process) -> Result<()> {
-        self.processes.push(process);
+        let before = self
+            .processes
+            .iter_mut()
+            .find(|old| old.name == process.name);
+        match before {
+            Some(old) => *old = process,
+            None => self.processes.push(process),
+        }
         self.save()
     }
 
     pub(super) fn process(&self, name: &str) -> Result<&Process> {
         let found = self.processes.iter().find(|process| process.name == name);
-        found.with_context(|| format!("the cluster has no {name}"))
+        found.with_context(|| {
+            let names: Vec<_> = self.processes.iter().map(|one| one.name.as_str()).collect();
+            format!("the cluster has no {name}: one of {}", names.join(", "))
+        })
     }
 
     pub(super) fn tell(&mut self, name: &str, value: impl Into<Value>) {
