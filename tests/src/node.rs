@@ -30,6 +30,7 @@ use crate::{
     kernel,
     netns::{Folder, Netns, unique_name},
     pass::PassProgram,
+    servers::sibling,
 };
 
 /// VIPs of both families; the second of each is another frontend of the same services.
@@ -291,6 +292,14 @@ impl Node {
                 .output(Command::new("conntrack").args(["-D", "-f", family]))?;
         }
         Ok(())
+    }
+
+    /// The program, on these pins and without an agent.
+    pub fn millrace(&self) -> Result<Command> {
+        let mut command = Command::new(sibling("millrace")?);
+        command.env("MILLRACE_PIN_ROOT", &self.pins);
+        command.env("MILLRACE_SOCKET", self.run.file("none.sock"));
+        Ok(command)
     }
 
     /// Takes everything of ours away, as `millrace detach` does.

@@ -298,6 +298,22 @@ fn a_pods_refusal_reaches_the_client() -> Result<()> {
     })
 }
 
+/// The way to the pods takes less than the client sends: it is told from the VIP's address, and heeds that.
+#[test]
+fn a_client_learns_of_a_smaller_mtu_behind_us() -> Result<()> {
+    with_node(TcChoice::Best, HERE, |node| {
+        node.netns.ip(["link set cni0 mtu 1400"])?;
+        for family in 0..2 {
+            serve_tcp(node, family, 0)?;
+            exchange(&node.clients[0], vip(family), 300_000)?;
+            let mut ip = Command::new("ip");
+            let shown = node.clients[0].run(ip.args(["route", "get", VIPS[family][0]]))?;
+            ensure!(shown.contains("mtu 1400"), "{shown}");
+        }
+        Ok(())
+    })
+}
+
 /// What began at one goes on there, whatever is chosen later.
 #[test]
 fn connections_stay_where_they_began() -> Result<()> {
@@ -357,6 +373,22 @@ fn after_detach_the_other_serves_and_nothing_of_ours_is_left() -> Result<()> {
             "{shown}"
         );
         ensure!(!node.pins.exists(), "pins");
+        Ok(())
+    })
+}
+
+#[test]
+fn bypass_hands_new_connections_over_and_takes_the_chain_away() -> Result<()> {
+    with_node(TcChoice::Best, HERE, |node| {
+        for family in 0..2 {
+            serve_tcp(node, family, 1)?;
+        }
+        node.netns.run(node.millrace()?.args(["bypass", "on"]))?;
+        for family in 0..2 {
+            exchange(&node.clients[0], vip(family), 1000)?;
+        }
+        assert_eq!(node.forwarded()?, [0; 2]);
+        ensure!(!node.netns.enter(replies::remove)?, "the chain is gone");
         Ok(())
     })
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result};
 use etherparse::SlicedPacket;
 use lb_common::{
-    abi::{Mode, Reason, Tuple, setting_flag, slot_of},
+    abi::{Mode, Reason, Region, Tuple, setting_flag, slot_of},
     bytes, hash,
     pipeline::{Step, Verdict},
 };
@@ -237,6 +237,36 @@ fn a_backend_that_stops_serving_loses_its_udp_flows_only() -> Result<()> {
             for (port, kind) in [(udp, Kind::Udp), (passed, Kind::Udp), (ours, Kind::Syn)] {
                 let next = both.run(&packet(names, port, kind).frame(both))?;
                 assert!(chosen(&next), "{kind:?} is chosen anew");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A7.2, A6.4: a service that loses all of its backends gives up its UDP flows, too, and keeps its connections.
+#[test]
+fn a_service_without_backends_keeps_its_connections_and_no_udp_flow() -> Result<()> {
+    with_both(|both| {
+        for (service, names) in [(7, V4), (8, V6)] {
+            let (ours, there) = establish(both, names, 7700)?;
+            let (udp, datagram) = begin(both, names, 7800, Kind::Udp, Verdict::Rewritten)?;
+            stop(both, there.backend().context("a backend")?)?;
+            stop(both, datagram.backend().context("a backend")?)?;
+            let table = Region::EMPTY.0;
+            both.host
+                .services
+                .get_mut(&service)
+                .context("a service")?
+                .table = table;
+            let op = Op::Table { service, table };
+            both.place.installation.dataplane()?.apply(&[op])?;
+
+            let ack = both.run(&packet(names, ours, Kind::Ack).frame(both))?;
+            assert_eq!(ends(&ack.frame), ends(&there.frame), "stays");
+            for (port, kind) in [(udp, Kind::Udp), (ours + 1, Kind::Syn)] {
+                let next = both.run(&packet(names, port, kind).frame(both))?;
+                assert_eq!(next.verdict, Verdict::Transmit);
+                assert_eq!(next.reason(), Some(Reason::NoBackend), "answered");
             }
         }
         Ok(())
