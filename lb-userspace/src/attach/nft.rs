@@ -1,6 +1,6 @@
 //! nftables by netlink, as much of it as one table needs: no `nft` program is asked for, an image may have none.
 //!
-//! Attributes and numbers: linux/netfilter/nf_tables.h. Everything in one batch happens in one step or not at all.
+//! Attributes and numbers: `linux/netfilter/nf_tables.h`. Everything in one batch happens in one step or not at all.
 
 use std::io;
 

@@ -44,7 +44,8 @@ pub type Answering = (SocketAddr, u8);
 /// What differs between the families.
 struct Family {
     set: &'static str,
-    /// Names of the components' types, for `nft list`: `ipv4_addr`, `inet_proto`, `inet_service`, 6 bits each.
+    /// The types of the components, for `nft list`: `ipv4_addr` (7) or `ipv6_addr` (8), `inet_proto` (12) and
+    /// `inet_service` (13), 6 bits each.
     key_type: u32,
     /// Bytes of an address.
     address: u32,
@@ -57,7 +58,7 @@ struct Family {
 
 const V4: Family = Family {
     set: "backends4",
-    key_type: 7 << 12 | 12 << 6 | 13,
+    key_type: 0x730d,
     address: 4,
     offset: 12,
     protocol: 2,
@@ -66,7 +67,7 @@ const V4: Family = Family {
 
 const V6: Family = Family {
     set: "backends6",
-    key_type: 8 << 12 | 12 << 6 | 13,
+    key_type: 0x830d,
     address: 16,
     offset: 8,
     protocol: 10,
