@@ -4,6 +4,7 @@
 pub mod announce;
 pub mod attach;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod dataplane;
 pub mod desired;

@@ -120,6 +120,17 @@ impl Both {
         Ok(())
     }
 
+    /// Other flags of a service for both.
+    pub fn set_flags(&mut self, service: u32, flags: u64) -> Result<()> {
+        let known = self.host.services.get_mut(&service);
+        known.context("no such service")?.flags = flags;
+        self.place
+            .installation
+            .dataplane()?
+            .apply(&[Op::ServiceFlags { service, flags }])?;
+        Ok(())
+    }
+
     /// Decides a frame twice; an error where the two differ.
     pub fn run(&mut self, bytes: &[u8]) -> Result<Outcome> {
         let ingress = self.uplinks[0].1;

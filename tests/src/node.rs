@@ -246,18 +246,16 @@ impl Node {
                 }
             }
             let group = Group {
-                key: GroupKey {
-                    v4: None,
-                    port: None,
-                },
+                key: GroupKey::default(),
                 frontends,
                 backends,
+                source_ranges: None,
+                drop: false,
             };
             let service = Service {
                 mode: Mode::Local,
-                affinity: false,
+                affinity: None,
                 algorithm: Algorithm::Rendezvous,
-                source_ranges: Vec::new(),
                 groups: vec![group],
             };
             let name: ServiceName = format!("web{family}").parse().ok().context("a name")?;

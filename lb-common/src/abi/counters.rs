@@ -84,13 +84,15 @@ pub enum Reason {
     IcmpType = 34,
     /// At its backend the client's port belongs to a connection by another frontend, and so do those tried instead.
     TupleTaken = 35,
+    /// The service has backends, but by its traffic policy none here; another node answers a retry.
+    NoLocalBackend = 36,
 }
 
 impl Reason {
     /// Elements per frontend.
     pub const COUNT: u32 = 48;
 
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Icmp,
         Self::Protocol,
         Self::Pass,
@@ -123,6 +125,7 @@ impl Reason {
         Self::IcmpMtu,
         Self::IcmpType,
         Self::TupleTaken,
+        Self::NoLocalBackend,
     ];
 
     /// The reason with this number; [`Self::Inconsistent`] for a number that is none.
@@ -172,6 +175,7 @@ impl Reason {
             Self::IcmpMtu => "icmp_mtu",
             Self::IcmpType => "icmp_type",
             Self::TupleTaken => "tuple_taken",
+            Self::NoLocalBackend => "no_local_backend",
         }
     }
 

@@ -29,6 +29,8 @@ pub mod service_flag {
     pub const SOURCE_RANGES: u64 = 1 << 3;
     /// kube-proxy serves it as well: a TCP connection that began without us goes on without us. With [`FLOWS`].
     pub const SHARED: u64 = 1 << 4;
+    /// New flows are dropped while no backend is usable: other nodes have some (contract A6.2).
+    pub const DROP: u64 = 1 << 5;
 }
 
 /// A power-of-two run of array elements in one word: base (32 bits), log2 of the size (8), generation (24).

@@ -21,7 +21,11 @@ pub(crate) fn owner_of<A: Layout, T: Tables>(
 ) -> Result<(u32, u64), Reason> {
     let table = Region(service.table);
     if table.is_empty() {
-        return Err(Reason::NoBackend);
+        return Err(if service.flags & service_flag::DROP == 0 {
+            Reason::NoBackend
+        } else {
+            Reason::NoLocalBackend
+        });
     }
     let hash = if table.log2() == 0 {
         0
@@ -78,7 +82,7 @@ pub(crate) fn stateless<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     forward(packet, path, scratch, &backend, id, hash)
 }
 
-/// A service without backends answers its clients (contract A6.1).
+/// A service without backends answers its clients (contract A6.1), unless another node has some (A6.2).
 #[inline(always)]
 pub(crate) fn unowned<A: Layout, T: Tables>(
     path: &Path<'_, T>,

@@ -61,15 +61,16 @@ pub fn service(
         .collect();
     Service {
         mode: asked.mode,
-        affinity: asked.affinity.is_some(),
+        affinity: asked.affinity,
         algorithm: asked.algorithm,
-        source_ranges: asked.source_ranges.clone(),
         groups: groups
             .into_iter()
             .map(|(key, frontends)| Group {
                 key,
                 frontends,
                 backends: eligible(&backends, asked.mode, key),
+                source_ranges: key.restricted.then(|| asked.source_ranges.clone()),
+                drop: false,
             })
             .collect(),
     }
@@ -84,10 +85,11 @@ pub(super) fn is_the_hosts(config: &Config, facts: &Facts, frontend: &Frontend) 
 
 /// The group of a frontend.
 pub(super) fn key(asked: &config::Service, frontend: &Frontend) -> GroupKey {
+    let restricted = !asked.source_ranges.is_empty();
     if asked.mode != Mode::Nat {
         return GroupKey {
-            v4: None,
-            port: None,
+            restricted,
+            ..GroupKey::default()
         };
     }
     let v4 = frontend.address.is_ipv4();
@@ -98,6 +100,8 @@ pub(super) fn key(asked: &config::Service, frontend: &Frontend) -> GroupKey {
     GroupKey {
         v4: Some(v4),
         port: follows.then_some(frontend.port),
+        restricted,
+        ..GroupKey::default()
     }
 }
 

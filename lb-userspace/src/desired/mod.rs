@@ -5,6 +5,7 @@
 
 mod check;
 mod group;
+pub mod kubernetes;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -19,7 +21,7 @@ use lb_common::abi::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{Algorithm, Config, ConfigError, Frontend, ServiceName},
+    config::{Algorithm, Config, ConfigError, Frontend, Protocol, ServiceName},
     health::View,
     net::{Facts, Path},
 };
@@ -34,17 +36,15 @@ pub struct Desired {
     pub services: BTreeMap<ServiceName, Service>,
 }
 
-/// One service of the config.
+/// One service of the config or of the cluster.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
     /// What it was asked for; each backend has a mode of its own. `local` stands for a service that kube-proxy serves as
     /// well.
     pub mode: Mode,
-    /// The client's address alone chooses the backend.
-    pub affinity: bool,
+    /// The client's address alone chooses the backend; how long the client is promised it.
+    pub affinity: Option<Duration>,
     pub algorithm: Algorithm,
-    /// Clients that are allowed; empty: all.
-    pub source_ranges: Vec<IpNet>,
     /// Its frontends, those with the same eligible backends together; in a stable order. None where all of them have an
     /// address that is the host's now.
     pub groups: Vec<Group>,
@@ -56,15 +56,27 @@ pub struct Group {
     pub key: GroupKey,
     pub frontends: Vec<GroupFrontend>,
     pub backends: Vec<Backend>,
+    /// Clients that are allowed; none: all.
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// Without a usable backend packets are dropped, not answered: other nodes have some (contract A6.2).
+    pub drop: bool,
 }
 
 /// What makes frontends of one service differ in backends. The same frontends keep their key when backends change.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct GroupKey {
     /// `nat` keeps the family: backends are IPv4 (true) or IPv6 (false). None: of both.
     pub v4: Option<bool>,
-    /// `nat` with backends that take the frontend's port.
+    /// `nat` with backends that take the frontend's port; of the cluster, the Service's port.
     pub port: Option<u16>,
+    /// Of the cluster, where each port has backends of its own.
+    pub protocol: Option<Protocol>,
+    /// Backends on this node only (contract A4.2).
+    pub local: bool,
+    /// Backends by topology hints (contract A5).
+    pub hints: bool,
+    /// Source ranges hold.
+    pub restricted: bool,
 }
 
 /// A frontend of a group.

@@ -80,7 +80,8 @@ impl Planner {
             .map(|backend| ((backend.address, backend.port), backend))
             .collect();
         let draft = self.draft(placed, service.algorithm, &wanted);
-        self.check_sources(placed, &service.source_ranges)?;
+        let ranges = group.source_ranges.as_deref();
+        self.check_sources(placed, ranges.unwrap_or_default())?;
         let taken = self.take(placed, &wanted, &draft, group, ops)?;
         let Taken {
             backends,
@@ -90,7 +91,7 @@ impl Planner {
         } = taken;
 
         let fresh = placed.value == Service::default();
-        self.insert_sources(placed, &service.source_ranges, ops);
+        self.insert_sources(placed, ranges.unwrap_or_default(), ops);
         let old = placed.value;
         let left = self.write_members(placed, &wanted, &draft, backends, ops);
         let mut value = placed.value;
@@ -118,11 +119,9 @@ impl Planner {
                 any(&[Mode::Nat, Mode::Local, Mode::Pass]),
             )
             | flag(service_flag::SHARED, any(&[Mode::Local, Mode::Pass]))
-            | flag(service_flag::AFFINITY, service.affinity)
-            | flag(
-                service_flag::SOURCE_RANGES,
-                !service.source_ranges.is_empty(),
-            );
+            | flag(service_flag::AFFINITY, service.affinity.is_some())
+            | flag(service_flag::SOURCE_RANGES, ranges.is_some())
+            | flag(service_flag::DROP, group.drop);
         let old_table = Region(old.table);
         if let Some(words) = &draft.slots {
             value.table = slots
@@ -136,7 +135,7 @@ impl Planner {
                 .0;
         }
         publish(placed, value, fresh, ops);
-        self.remove_sources(placed, &service.source_ranges, ops);
+        self.remove_sources(placed, ranges.unwrap_or_default(), ops);
         if draft.slots.is_some() && !old_table.is_empty() {
             self.pools.slots.release(old_table.base(), old_table.log2());
         }

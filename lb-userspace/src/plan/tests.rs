@@ -2,7 +2,10 @@
 
 mod watch;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use lb_common::abi::Mode;
 use proptest::prelude::*;
@@ -72,16 +75,14 @@ fn backend(last: u8) -> desired::Backend {
 fn service(frontends: &[GroupFrontend], backends: Vec<desired::Backend>) -> Service {
     Service {
         mode: Mode::Nat,
-        affinity: false,
+        affinity: None,
         algorithm: Algorithm::Rendezvous,
-        source_ranges: Vec::new(),
         groups: vec![Group {
-            key: GroupKey {
-                v4: None,
-                port: None,
-            },
+            key: GroupKey::default(),
             frontends: frontends.to_vec(),
             backends,
+            source_ranges: None,
+            drop: false,
         }],
     }
 }
@@ -228,10 +229,10 @@ fn a_neighbour_is_one_op_for_all_behind_it() {
 fn a_restart_changes_nothing() {
     let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));
     let mut web = service(&[frontend(10, 80), frontend(100, 443)], backends(1..=4));
-    web.source_ranges = vec![
+    web.groups[0].source_ranges = Some(vec![
         "198.51.100.0/24".parse().unwrap(),
         "2001:db8::/32".parse().unwrap(),
-    ];
+    ]);
     let dns = service(&[frontend(11, 53)], backends([7]));
     let empty = service(&[frontend(12, 53)], Vec::new());
     let wanted = desired(&[("web", &web), ("dns", &dns), ("empty", &empty)]);
@@ -387,10 +388,7 @@ fn any_desired() -> impl Strategy<Value = Desired> {
             let mode = [Mode::Nat, Mode::Nat, Mode::Ipip, Mode::Local][usize::from(mode)];
             let mut service = Service {
                 mode,
-                affinity,
-                source_ranges: (0..range)
-                    .map(|net| format!("10.{net}.0.0/16").parse().unwrap())
-                    .collect(),
+                affinity: affinity.then_some(Duration::from_secs(10)),
                 groups: Vec::new(),
                 ..service(&[], Vec::new())
             };
@@ -413,6 +411,10 @@ fn any_desired() -> impl Strategy<Value = Desired> {
                             (backend.source, backend.path) = (None, None);
                         }
                     }
+                    let net = |net| format!("10.{net}.0.0/16").parse().unwrap();
+                    // An empty list allows nobody.
+                    group.source_ranges = (range > 0).then(|| (1..range).map(net).collect());
+                    group.drop = affinity;
                     group.key.port = Some(half as u16 + 1);
                     service.groups.push(group);
                 }

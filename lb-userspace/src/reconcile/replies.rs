@@ -162,16 +162,14 @@ mod tests {
         });
         Service {
             mode: Mode::Local,
-            affinity: false,
+            affinity: None,
             algorithm: Algorithm::Rendezvous,
-            source_ranges: Vec::new(),
             groups: vec![Group {
-                key: GroupKey {
-                    v4: None,
-                    port: None,
-                },
+                key: GroupKey::default(),
                 frontends: frontends.collect(),
                 backends: backends.collect(),
+                source_ranges: None,
+                drop: false,
             }],
         }
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, SlicedPacket, TransportSlice};
 use lb_common::{
-    abi::{Reason, Settings, setting_flag},
+    abi::{Reason, Settings, service_flag, setting_flag},
     pipeline::Verdict,
     tables::Tables as _,
 };
@@ -155,6 +155,24 @@ fn a_service_without_backends_answers() -> Result<()> {
             assert_eq!(outcome.verdict, Verdict::Transmit);
         }
         Ok(())
+    })
+}
+
+/// A6.2
+#[test]
+fn a_service_whose_backends_are_elsewhere_drops() -> Result<()> {
+    with_both(|both| {
+        let empty = 6;
+        both.set_flags(empty, service_flag::LIVE | service_flag::DROP)?;
+        for (client, vip) in [
+            ("198.51.100.8", "192.0.2.14"),
+            ("2001:db8:9::1", "2001:db8::14"),
+        ] {
+            let packet = Packet::new((client, 1024), (vip, 80), Kind::Syn);
+            let outcome = both.run(&packet.frame(both))?;
+            assert_eq!(outcome.verdict, Verdict::Drop(Reason::NoLocalBackend));
+        }
+        both.set_flags(empty, service_flag::LIVE)
     })
 }
 

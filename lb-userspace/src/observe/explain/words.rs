@@ -327,5 +327,8 @@ const fn why(reason: Reason) -> &'static str {
         Reason::TupleTaken => {
             "the client's port is taken at the backend, by its connection to another frontend"
         }
+        Reason::NoLocalBackend => {
+            "traffic policy Local, and no backend on this node: another node serves a retry"
+        }
     }
 }

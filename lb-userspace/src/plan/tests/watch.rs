@@ -344,12 +344,13 @@ impl Watch {
                 let flag = |bit: u64| value.flags & bit != 0;
                 assert_eq!(flag(service_flag::FLOWS), service.mode != Mode::Ipip);
                 assert_eq!(flag(service_flag::SHARED), service.mode == Mode::Local);
-                assert_eq!(flag(service_flag::AFFINITY), service.affinity);
+                assert_eq!(flag(service_flag::AFFINITY), service.affinity.is_some());
                 assert_eq!(
                     flag(service_flag::SOURCE_RANGES),
-                    !service.source_ranges.is_empty()
+                    group.source_ranges.is_some()
                 );
-                for net in &service.source_ranges {
+                assert_eq!(flag(service_flag::DROP), group.drop);
+                for net in group.source_ranges.iter().flatten() {
                     sources += 1;
                     assert!(fake.sources.iter().any(|source| {
                         source.service == index

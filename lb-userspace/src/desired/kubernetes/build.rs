@@ -1,0 +1,259 @@
+//! One Service, built from its facts.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::abi::Mode;
+
+use super::{
+    Objects,
+    affinity::affinity,
+    backends::{Candidate, Wanted, candidates},
+    frontends::{Asked, Class, frontends},
+    health::{self, HealthCheck},
+    objects::Known,
+    ranges::{source_ranges, tell_of_closed_family},
+    selection::{Client, Outcome, Policies, Set, outcome, select, set},
+    skip::{Reason, Skip, Skips},
+    topology::Place,
+};
+use crate::{
+    cluster::facts::ServicePort,
+    config::{Algorithm, ServiceName},
+    desired::{
+        Backend, Group, GroupFrontend, GroupKey, Service, check::keeps_manageable,
+        group::nat_source,
+    },
+    net::{Facts, path},
+};
+
+/// All endpoints weigh the same: the API has no weights (A4.9).
+const WEIGHT: u16 = 100;
+
+impl Objects {
+    /// A Service as it is to be on this host now, if it asks for frontends; and what of it is left out.
+    pub fn service(&self, name: &ServiceName, host: &Facts) -> (Option<Service>, Vec<Skip>) {
+        let Some(known) = self.services.get(name).filter(|known| known.is_of_interest) else {
+            return (None, Vec::new());
+        };
+        let mut skips = Skips::of(&known.key);
+        // Asked once more for what it skips.
+        frontends(&known.fact, &self.options, self.own_node(), &mut skips);
+        if known.asked.is_empty() {
+            return (None, skips.into_found());
+        }
+        let mut held = known.asked.clone();
+        held.retain(|asked| self.holds(known, asked, host, &mut skips));
+        let ranges = source_ranges(&known.fact, &mut skips);
+        if let Some(ranges) = &ranges {
+            let families: BTreeSet<bool> = held
+                .iter()
+                .filter(|asked| self.is_restricted(asked.class))
+                .map(|asked| asked.frontend.address.is_ipv4())
+                .collect();
+            tell_of_closed_family(ranges, families, &mut skips);
+        }
+        let mut groups: BTreeMap<GroupKey, (usize, Vec<GroupFrontend>)> = BTreeMap::new();
+        for asked in &held {
+            let owns_address = asked.class.is_vip()
+                && !self.is_node_address(asked.frontend.address)
+                && !host.is_host_address(asked.frontend.address);
+            let restricted = ranges.is_some() && self.is_restricted(asked.class);
+            let key = self.key(known, asked, restricted);
+            let (_, frontends) = groups
+                .entry(key)
+                .or_insert_with(|| (asked.port, Vec::new()));
+            frontends.push(GroupFrontend {
+                frontend: asked.frontend,
+                owns_address,
+            });
+        }
+        let mut joined = HashMap::new();
+        let groups = groups.into_iter().map(|(key, (port, mut frontends))| {
+            frontends.sort_unstable();
+            let v4 = key.v4.unwrap_or_default();
+            let endpoints = joined.entry((port, v4)).or_insert_with(|| {
+                self.candidates(name, &known.fact.ports[port], v4, host, &mut skips)
+            });
+            let (backends, drop) = self.backends(endpoints, key, host);
+            Group {
+                key,
+                frontends,
+                backends,
+                source_ranges: ranges.clone().filter(|_| key.restricted),
+                drop,
+            }
+        });
+        let service = Service {
+            // kube-proxy serves all of it as well.
+            mode: Mode::Local,
+            affinity: affinity(&known.fact),
+            algorithm: Algorithm::default(),
+            groups: groups.collect(),
+        };
+        (Some(service), skips.into_found())
+    }
+
+    /// What the Service's health check port is to tell, if it has one (A11.1).
+    pub fn health_check(&self, name: &ServiceName, host: &Facts) -> Option<HealthCheck> {
+        let known = self.services.get(name)?;
+        let port = health::port(&known.fact)?;
+        let mut skips = Skips::of(&known.key);
+        let local = [true, false].map(|v4| {
+            let ports = known.fact.ports.iter();
+            let endpoints: Vec<_> = ports
+                .flat_map(|port| self.candidates(name, port, v4, host, &mut skips))
+                .collect();
+            health::local_ready(&endpoints)
+        });
+        Some(HealthCheck {
+            service: known.key.clone(),
+            port,
+            local_endpoints4: local[0],
+            local_endpoints6: local[1],
+        })
+    }
+
+    /// Whether the Service has what it asks for.
+    fn holds(&self, known: &Known, asked: &Asked, host: &Facts, skips: &mut Skips) -> bool {
+        let frontend = &asked.frontend;
+        let address = frontend.address;
+        let nodes = self.is_node_address(address) || host.is_host_address(address);
+        if nodes && keeps_manageable(frontend.port) {
+            skips.service(
+                Reason::NodeAddressRefused,
+                format!("{frontend}: this port of a node's address keeps the node manageable; use another address"),
+            );
+            return false;
+        }
+        if nodes && asked.class != Class::NodePort && !self.options.allow_node_addresses {
+            skips.service(
+                Reason::NodeAddressRefused,
+                format!("{frontend}: {address} is an address of a node; use another, or set allowNodeAddresses: true"),
+            );
+            return false;
+        }
+        match self.claims.holder(frontend) {
+            Some(holder) if *holder != known.claimant => {
+                skips.service(
+                    Reason::FrontendConflict,
+                    format!("{frontend} is that of Service {}, which is older; use another port or address", holder.service),
+                );
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether source ranges hold for a frontend of this class.
+    const fn is_restricted(&self, class: Class) -> bool {
+        !self.options.vip_only_source_ranges || matches!(class, Class::LoadBalancer)
+    }
+
+    fn key(&self, known: &Known, asked: &Asked, restricted: bool) -> GroupKey {
+        let policies = Policies {
+            external_local: known.fact.external_local,
+            internal_local: known.fact.internal_local,
+        };
+        let local = set(Client::OffCluster, asked.class, policies) == Set::Local;
+        GroupKey {
+            v4: Some(asked.frontend.address.is_ipv4()),
+            port: u16::try_from(known.fact.ports[asked.port].port).ok(),
+            protocol: Some(asked.frontend.protocol),
+            local,
+            hints: !local && (!asked.class.is_external() || self.options.topology_hints),
+            restricted,
+        }
+    }
+
+    fn candidates<'a>(
+        &'a self,
+        name: &ServiceName,
+        port: &ServicePort,
+        v4: bool,
+        host: &Facts,
+        skips: &mut Skips,
+    ) -> Vec<Candidate<'a>> {
+        let wanted = Wanted {
+            name: &port.name,
+            protocol: if port.protocol.is_empty() {
+                "TCP"
+            } else {
+                &port.protocol
+            },
+            v4,
+            node: &self.options.node,
+        };
+        // Pods of the host network have a node's address, whoever else claims it.
+        let is_vip = |address: IpAddr| {
+            self.claims.is_vip(address)
+                && !self.is_node_address(address)
+                && !host.is_host_address(address)
+        };
+        let slices = self.slices.get(name).into_iter().flatten();
+        candidates(slices, wanted, is_vip, skips)
+    }
+
+    /// The backends of a group, and whether its packets are dropped for want of them (A6.2).
+    fn backends(
+        &self,
+        endpoints: &[Candidate<'_>],
+        key: GroupKey,
+        host: &Facts,
+    ) -> (Vec<Backend>, bool) {
+        let place = Place {
+            node: &self.options.node,
+            zone: self.own_node().and_then(|node| node.zone.as_deref()),
+        };
+        let hints = key.hints.then_some(place);
+        let set = if key.local { Set::Local } else { Set::Cluster };
+        let selected = select(endpoints, set, hints);
+        let anywhere = select(endpoints, Set::Cluster, None).len();
+        let drop = outcome(selected.len(), anywhere) == Outcome::Drop;
+        let backends = endpoints.iter().enumerate().filter_map(|(at, endpoint)| {
+            let backend = self.backend(endpoint, selected.binary_search(&at).is_ok(), host);
+            // What passes has its flows with kube-proxy, so nothing here needs to remember it.
+            (!backend.drain || backend.mode != Mode::Pass).then_some(backend)
+        });
+        (backends.collect(), drop)
+    }
+
+    fn backend(&self, endpoint: &Candidate<'_>, selected: bool, host: &Facts) -> Backend {
+        let address = endpoint.address;
+        let mode = if endpoint.local {
+            Mode::Local
+        } else {
+            self.elsewhere(address.is_ipv4())
+        };
+        let path = (mode == Mode::Nat)
+            .then(|| path::resolve(host, address))
+            .flatten();
+        let source = path
+            .as_ref()
+            .and_then(|_| nat_source(&self.options.nat_addresses, address));
+        Backend {
+            socket: SocketAddr::new(address, endpoint.port),
+            mode,
+            address,
+            port: endpoint.port,
+            weight: WEIGHT,
+            // Established flows go on until the endpoint leaves its slices (A4.4).
+            drain: !selected,
+            down: !selected && !endpoint.serving,
+            source,
+            path,
+        }
+    }
+
+    /// How a backend on another node is reached: `nat` from an own address, else kube-proxy serves it.
+    fn elsewhere(&self, v4: bool) -> Mode {
+        let own = self
+            .options
+            .nat_addresses
+            .iter()
+            .any(|ip| ip.is_ipv4() == v4);
+        if own { Mode::Nat } else { Mode::Pass }
+    }
+}
