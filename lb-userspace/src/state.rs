@@ -27,11 +27,17 @@ pub struct State {
     pub trial_ends: Option<u64>,
     pub interfaces: Vec<Interface>,
     pub sources: Vec<Source>,
+    /// What is left out of the cluster's objects; the first hundred.
+    pub skipped: Vec<Skipped>,
+    /// By kind and reason.
+    pub objects_skipped: Vec<SkippedCount>,
     pub maps: Vec<MapUse>,
     /// By name; shared, so that a change of one service costs little.
     pub services: BTreeMap<String, Arc<Service>>,
     /// By interface and VIP.
     pub announcements: Vec<Announcement>,
+    /// The cluster takes this node out of service.
+    pub node_leaves: bool,
     pub apply: Apply,
 }
 
@@ -106,7 +112,7 @@ pub enum Announced {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
-    /// The config file's name, `network` or `health`.
+    /// The config file's name, `network`, or of the cluster `services`, `endpointslices` and `nodes`.
     pub name: String,
     pub state: SourceState,
     /// When it became so.
@@ -126,6 +132,28 @@ pub enum SourceState {
     Stale,
 }
 
+/// An object, or a part of it, that is not served.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Skipped {
+    /// `Service`, `EndpointSlice`.
+    pub kind: String,
+    /// `namespace/name`.
+    pub object: String,
+    /// Of the event, in `CamelCase`.
+    pub reason: String,
+    pub message: String,
+}
+
+/// How many objects are left out, in whole or in part.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SkippedCount {
+    pub kind: String,
+    pub reason: String,
+    pub objects: u64,
+}
+
 /// How full a map is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -140,6 +168,8 @@ pub struct MapUse {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Apply {
+    /// Everything that the sources have said was in the maps at least once.
+    pub whole: bool,
     pub applied: u64,
     pub errors: u64,
     /// Of the last attempt, if it was not applied.

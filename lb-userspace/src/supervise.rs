@@ -22,6 +22,7 @@ use crate::{
     announce::{Claim, Packets},
     attach::{self, Clock, Installation},
     cli::{Exit, ExitWith as _, Failure},
+    cluster,
     config::{Config, ConfigErrors},
     dataplane::Bpf,
     desired,
@@ -127,7 +128,10 @@ impl Begun<'_> {
         watch_signals(&stop, &again).context("signals")?;
 
         let (packets, claims) = announcing(&config)?;
-        let (mut inputs, outputs, requests) = spawn_sources(options, text, checks, &again, claims);
+        let node = node_name(&config);
+        let followed = follow_cluster(&config).await?;
+        let sources = spawn_sources(options, text, checks, &again, claims, followed);
+        let (mut inputs, outputs, requests) = sources;
         let mut facts = first_facts(&mut inputs).await?;
         facts.masquerades = reconcile::masquerades();
         let refusals = desired::check(&config, &facts);
@@ -164,6 +168,7 @@ impl Begun<'_> {
             facts,
             drains,
             hz,
+            node: node.clone(),
         };
         let mut engine = Engine::start(start, dataplane).context("reading the maps")?;
         if installation.replaces().is_some_and(|before| before.bypass) {
@@ -176,10 +181,8 @@ impl Begun<'_> {
             engine.begin(begun, options.trial).context("sign of life")?;
         }
         let (report, state) = Report::new(About {
-            node: rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned(),
+            node,
+            cluster: engine.objects().is_some(),
             kernel: rustix::system::uname()
                 .release()
                 .to_string_lossy()
@@ -320,6 +323,7 @@ fn spawn_sources(
     checks: usize,
     again: &Arc<Notify>,
     claims: mpsc::Receiver<Claim>,
+    cluster: mpsc::Receiver<Vec<cluster::facts::Change>>,
 ) -> (Inputs, Outputs, mpsc::Sender<crate::state::Request>) {
     let (network_in, network) = mpsc::channel(64);
     let (pokes, pokes_out) = mpsc::channel(4);
@@ -338,6 +342,7 @@ fn spawn_sources(
         network,
         health,
         config,
+        cluster,
         requests,
         claims,
     };
@@ -346,6 +351,31 @@ fn spawn_sources(
         pokes,
     };
     (inputs, outputs, requests_in)
+}
+
+/// This host's name, in the cluster its node's.
+fn node_name(config: &Config) -> String {
+    let asked = config.kubernetes.as_ref();
+    let named = asked.and_then(|asked| asked.node.clone());
+    let given = || asked.and_then(|_| std::env::var("NODE_NAME").ok());
+    let host = || {
+        let name = rustix::system::uname();
+        name.nodename().to_string_lossy().into_owned()
+    };
+    named.or_else(given).unwrap_or_else(host)
+}
+
+/// What the cluster tells, if services come from there.
+async fn follow_cluster(
+    config: &Config,
+) -> Result<mpsc::Receiver<Vec<cluster::facts::Change>>, Failure> {
+    let (changes_in, changes) = mpsc::channel(16);
+    if let Some(asked) = &config.kubernetes {
+        let client = cluster::connect(asked.kubeconfig.as_deref()).await;
+        let client = client.context("kubernetes").exit(Exit::Usage)?;
+        tokio::spawn(cluster::follow(client, changes_in));
+    }
+    Ok(changes)
 }
 
 /// What announcing needs: sockets, if it is asked for, and what they hear.

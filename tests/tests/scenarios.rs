@@ -260,6 +260,7 @@ fn start<D: Dataplane>(
         facts,
         drains,
         hz: 1000,
+        node: String::new(),
     };
     Ok(Engine::start(start, dataplane)?)
 }

@@ -127,6 +127,12 @@ fn draw(status: &Status, _wide: bool) -> String {
             add(format!("{}: {error}", source.name));
         }
     }
+    for skipped in &status.skipped {
+        add(format!(
+            "{} {}: {} [{}]",
+            skipped.kind, skipped.object, skipped.message, skipped.reason
+        ));
+    }
     text
 }
 
@@ -194,7 +200,10 @@ fn source_state(state: SourceState) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::view::{Interface, Map, Source};
+    use crate::{
+        observe::view::{Interface, Map, Source},
+        state::Skipped,
+    };
 
     #[test]
     fn the_picture_is_the_documented_one() {
@@ -225,6 +234,13 @@ mod tests {
                 objects: 3,
                 skipped: 0,
                 error: Some("lb.yaml:3:1: unknown field `servces`".into()),
+            }],
+            skipped: vec![Skipped {
+                kind: "Service".into(),
+                object: "default/dns".into(),
+                reason: "UnsupportedProtocol".into(),
+                message: "port 36412 is SCTP, which is left to kube-proxy; TCP and UDP are served"
+                    .into(),
             }],
             maps: vec![Map {
                 name: "flows".into(),
@@ -262,6 +278,7 @@ VIP           INTERFACE  LAN
 2001:db8::10  eth0       not announced: 02:00:00:00:00:07 has it
 192.0.2.10    eth0       announced
 lb.yaml: lb.yaml:3:1: unknown field `servces`
+Service default/dns: port 36412 is SCTP, which is left to kube-proxy; TCP and UDP are served [UnsupportedProtocol]
 "
         );
     }

@@ -1,3 +1,12 @@
-//! The cluster as a source of facts: plain snapshots, no decisions. What to serve is `desired`'s.
+//! The cluster as a source of facts: watches in, plain snapshots out, no decisions. What to serve is `desired`'s.
 
+mod connect;
 pub mod facts;
+mod tell;
+#[cfg(test)]
+mod tests;
+mod trim;
+mod watch;
+
+pub use connect::{ConnectError, connect};
+pub use watch::follow;

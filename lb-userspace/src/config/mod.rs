@@ -5,6 +5,7 @@
 //! refused, never ignored.
 
 mod error;
+mod kubernetes;
 mod node;
 mod reader;
 mod service;
@@ -20,6 +21,7 @@ use std::{
 };
 
 pub use error::{ConfigError, ConfigErrors, Invalid, Place};
+pub use kubernetes::{HealthCheckPorts, Kubernetes};
 pub use service::{
     Algorithm, Backend, Health, MAX_BACKENDS_PER_SERVICE, MAX_SOURCE_RANGES, Service,
 };
@@ -58,6 +60,8 @@ pub struct Config {
     /// `clusterKey`: for several balancers that are to choose alike. Default: none, the agent makes one and keeps it.
     pub cluster_key: Option<ClusterKey>,
     pub services: Vec<Service>,
+    /// Services come from the cluster; there are none in `services` then. Default: none.
+    pub kubernetes: Option<Kubernetes>,
     /// Where the fields stand that `desired` may refuse, by path.
     places: BTreeMap<String, Place>,
 }
@@ -174,7 +178,20 @@ impl Config {
         let allow = map.take("allowNodeAddresses");
         let allow_node_addresses = allow.and_then(|at| at.boolean(faults)).unwrap_or(false);
         let cluster_key = map.take("clusterKey").and_then(|at| at.parse(faults));
-        let services = map.take("services").and_then(|at| at.list(faults));
+        let kubernetes = map.take("kubernetes");
+        let services = map.take("services").and_then(|at| {
+            if kubernetes.is_some() {
+                at.fault(
+                    faults,
+                    "services beside kubernetes",
+                    "take one of the two: the cluster's Services are the services then",
+                );
+            }
+            at.list(faults)
+        });
+        let kubernetes = kubernetes
+            .and_then(|at| at.map(faults))
+            .map(|map| Kubernetes::read(map, faults));
         map.close(faults);
         let services: Vec<_> = services
             .unwrap_or_default()
@@ -199,6 +216,7 @@ impl Config {
             allow_node_addresses,
             cluster_key,
             services: services.into_iter().map(|placed| placed.service).collect(),
+            kubernetes,
             places,
         }
     }

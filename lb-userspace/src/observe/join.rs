@@ -63,6 +63,7 @@ pub(super) fn status(state: &State, maps: Vec<view::Map>, pair: &Pair, now: u64)
                 error: source.error.clone(),
             })
             .collect(),
+        skipped: state.skipped.clone(),
         maps,
         announcements: state.announcements.clone(),
     }

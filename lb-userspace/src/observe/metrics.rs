@@ -2,6 +2,7 @@
 //! scraped; nothing is counted twice.
 
 mod announced;
+mod probes;
 
 use std::{collections::BTreeMap, fmt, io, net::IpAddr, sync::Arc};
 
@@ -78,40 +79,10 @@ impl Handler for Metrics {
                 Ok(exposition) => text(StatusCode::OK, OPEN_METRICS, exposition),
                 Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
             },
-            "/healthz" | "/livez" => plain(StatusCode::OK, "ok\n".to_owned()),
-            "/readyz" => match unready(&self.state.borrow()) {
-                None => plain(StatusCode::OK, "ok\n".to_owned()),
-                Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-            },
-            path => refusal(StatusCode::NOT_FOUND, &format!("no {path} here")),
+            path => probes::answer(path, &self.state.borrow())
+                .unwrap_or_else(|| refusal(StatusCode::NOT_FOUND, &format!("no {path} here"))),
         }
     }
-}
-
-fn plain(status: StatusCode, body: String) -> Answer {
-    text(status, "text/plain; charset=utf-8", body)
-}
-
-/// Why traffic should not be sent here yet.
-fn unready(state: &State) -> Option<String> {
-    let waiting = |source: &&crate::state::Source| source.state == SourceState::Waiting;
-    if let Some(source) = state.sources.iter().find(waiting) {
-        return Some(format!("{} is not read yet", source.name));
-    }
-    for interface in &state.interfaces {
-        if let Attached::Refused { why } = &interface.attached {
-            return Some(format!("{}: {why}", interface.name));
-        }
-    }
-    let on = |attached: &Attached| matches!(attached, Attached::Native | Attached::Generic);
-    if !state
-        .interfaces
-        .iter()
-        .any(|interface| on(&interface.attached))
-    {
-        return Some("on no interface".to_owned());
-    }
-    None
 }
 
 /// The text that Prometheus takes.
@@ -197,13 +168,24 @@ impl Scrape {
             "1 while what the source says is in force",
             state.sources.iter().map(synced).collect(),
         )?;
-        let read =
-            |source: &&crate::state::Source| !matches!(source.name.as_str(), "network" | "health");
+        let skipped = state.objects_skipped.iter().map(|skipped| {
+            let labels = vec![
+                ("kind", skipped.kind.clone()),
+                ("reason", skipped.reason.clone()),
+            ];
+            (labels, skipped.objects as i64)
+        });
+        gauge(
+            encoder,
+            "objects_skipped",
+            "Objects of the cluster that are left out, in whole or in part",
+            skipped.collect(),
+        )?;
+        // The first source is the config.
         let good = state
             .sources
-            .iter()
-            .filter(read)
-            .all(|source| source.error.is_none());
+            .first()
+            .is_none_or(|config| config.error.is_none());
         gauge(
             encoder,
             "config_last_reload_successful",

@@ -168,14 +168,3 @@ fn backends_have_no_series_of_their_own_unless_asked_for() {
     });
     assert!(!text.unwrap().contains("backend_packets"));
 }
-
-#[test]
-fn ready_means_read_and_attached() {
-    let mut state = state();
-    assert_eq!(unready(&state), None);
-    state.sources[0].state = SourceState::Waiting;
-    assert_eq!(unready(&state).as_deref(), Some("lb.yaml is not read yet"));
-    state.sources.clear();
-    state.interfaces[0].attached = Attached::Missing;
-    assert_eq!(unready(&state).as_deref(), Some("on no interface"));
-}

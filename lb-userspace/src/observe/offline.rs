@@ -66,6 +66,7 @@ pub fn status(seen: &Seen) -> io::Result<view::Status> {
         silent_seconds: term.silence.map(|silence| silence.as_secs()),
         interfaces: interfaces.collect(),
         sources: Vec::new(),
+        skipped: Vec::new(),
         maps: usage(&seen.maps)?
             .into_iter()
             .map(|map| view::Map {

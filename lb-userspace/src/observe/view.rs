@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::{
     Announcement, Attached, BackendPath, BackendState, Bypass as Reason, Frontend, Protocol,
-    SourceState,
+    Skipped, SourceState,
 };
 
 /// `GET /v1/status`.
@@ -29,6 +29,9 @@ pub struct Status {
     pub silent_seconds: Option<u64>,
     pub interfaces: Vec<Interface>,
     pub sources: Vec<Source>,
+    /// What is left out of the cluster's objects; the first hundred.
+    #[serde(default)]
+    pub skipped: Vec<Skipped>,
     pub maps: Vec<Map>,
     /// VIPs on the LAN; empty where none are announced.
     pub announcements: Vec<Announcement>,
@@ -47,7 +50,7 @@ pub struct Interface {
     pub dropped_per_second: f64,
 }
 
-/// Where desired state comes from: the config file.
+/// Where desired state comes from.
 #[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {

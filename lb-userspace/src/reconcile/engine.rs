@@ -10,6 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
+mod cluster;
 mod flush;
 mod lease;
 
@@ -34,6 +35,8 @@ pub struct Engine<D> {
     facts: Facts,
     health: View,
     drains: Drains,
+    /// None: services come from the file.
+    cluster: Option<cluster::Cluster>,
     announced: plan::Announced,
     general: General,
     paths: Paths,
@@ -71,6 +74,8 @@ pub struct Start {
     pub hash_key: Option<[u64; 2]>,
     /// Jiffies per second of this kernel.
     pub hz: u32,
+    /// This node's name in the cluster.
+    pub node: String,
 }
 
 /// Why the maps are not as they should be. The next [`Engine::flush`] tries again.
@@ -105,6 +110,7 @@ impl<D: Dataplane> Engine<D> {
             drains,
             hash_key,
             hz,
+            node,
         } = start;
         let dump = dataplane.dump()?;
         let bypass = dump.settings.flags & lb_common::abi::setting_flag::BYPASS != 0;
@@ -121,6 +127,7 @@ impl<D: Dataplane> Engine<D> {
                 .map(|service| service.name.clone())
                 .collect(),
             planner: Planner::new(config.limits, hash_key),
+            cluster: cluster::Cluster::new(&config, &node),
             config,
             facts,
             health: View::default(),
@@ -183,6 +190,9 @@ impl<D: Dataplane> Engine<D> {
 
     /// What a service is to be now.
     pub fn desired(&self, name: &ServiceName) -> Option<desired::Service> {
+        if let Some(cluster) = &self.cluster {
+            return cluster.objects.service(name, &self.facts).0;
+        }
         let asked = self.service(name.as_str())?;
         Some(desired::service(
             &self.config,
@@ -197,7 +207,7 @@ impl<D: Dataplane> Engine<D> {
     pub fn network(&mut self, updates: Vec<Update>) -> bool {
         let mut moved = Moved::default();
         let mut wider = false;
-        let own: Vec<IpAddr> = self.facts.host_addresses().collect();
+        let own: BTreeSet<IpAddr> = self.facts.host_addresses().collect();
         for update in updates {
             let neighbours = match &update {
                 Update::Neighbour(index, ip, _) => vec![(*index, *ip)],
@@ -220,16 +230,7 @@ impl<D: Dataplane> Engine<D> {
             self.general.dirty = true;
             let concerned = self.paths.network_changed(&self.facts, &mut moved);
             self.dirty.extend(concerned);
-            if !self.facts.host_addresses().eq(own) {
-                // Whether a VIP's other ports are ours depends on it, and whether it is one at all.
-                self.dirty.extend(self.at.keys().cloned());
-                for frontend in desired::left_to_host(&self.config, &self.facts) {
-                    tracing::warn!(
-                        %frontend,
-                        "its address is one of this host now: left to the host; use another address"
-                    );
-                }
-            }
+            self.host_addresses_changed(&own);
         }
         self.want(moved);
         wider
@@ -277,6 +278,12 @@ impl<D: Dataplane> Engine<D> {
 
     /// Drains a backend or takes it back. True if that is a change.
     pub fn drain(&mut self, service: &str, backend: SocketAddr, on: bool) -> Result<bool, Refused> {
+        if self.cluster.is_some() {
+            return Err(Refused::Failed(
+                "services come from the cluster: delete the pod, or `kubectl drain` its node"
+                    .to_owned(),
+            ));
+        }
         let known = self
             .service(service)
             .ok_or_else(|| Refused::NoService(service.to_owned()))?;
@@ -309,6 +316,7 @@ impl<D: Dataplane> Engine<D> {
             ("clusterKey", config.cluster_key == self.config.cluster_key),
             ("metrics", config.metrics == self.config.metrics),
             ("announce", config.announce_l2 == self.config.announce_l2),
+            ("kubernetes", same_cluster(&config, &self.config)),
         ];
         refusals.extend(
             fixed
@@ -338,6 +346,7 @@ impl<D: Dataplane> Engine<D> {
         };
         self.config = config;
         self.at = at;
+        self.follow_options();
         self.general.dirty = true;
         self.dirty.extend(changed.iter().cloned());
         for name in &changed {
@@ -435,6 +444,15 @@ impl<D: Dataplane> Engine<D> {
             self.pokes.want(ifindex, ip, now);
         }
     }
+}
+
+/// Whether the same cluster is watched as the same node.
+fn same_cluster(one: &Config, other: &Config) -> bool {
+    let part = |config: &Config| {
+        let asked = config.kubernetes.clone()?;
+        Some((asked.node, asked.kubeconfig, asked.health_check_ports))
+    };
+    part(one) == part(other)
 }
 
 fn index(config: &Config) -> HashMap<ServiceName, usize> {

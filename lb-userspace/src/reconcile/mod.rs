@@ -33,8 +33,10 @@ pub use self::{
 use crate::{
     announce::Claim,
     attach::{Clock, Installation, Mode},
+    cluster::facts,
     config::{Config, ConfigErrors, XdpMode},
     dataplane::Dataplane,
+    desired::kubernetes::Objects,
     health::{Assignment, Change},
     lease::Ended,
     net::{self, Masquerade, Update},
@@ -53,6 +55,8 @@ pub struct Inputs {
     pub network: mpsc::Receiver<Vec<Update>>,
     pub health: mpsc::Receiver<Vec<Change>>,
     pub config: mpsc::Receiver<Text>,
+    /// Nobody sends where services come from the file.
+    pub cluster: mpsc::Receiver<Vec<facts::Change>>,
     pub requests: mpsc::Receiver<Request>,
     pub claims: mpsc::Receiver<Claim>,
 }
@@ -84,6 +88,7 @@ enum Event {
     Network(Vec<Update>),
     Health(Vec<Change>),
     Config(Text),
+    Cluster(Vec<facts::Change>),
     Request(Request),
     Claim(Claim),
     Time,
@@ -124,6 +129,7 @@ impl<D: Dataplane> Reconciler<D> {
                 Some(updates) = inputs.network.recv() => Event::Network(updates),
                 Some(changes) = inputs.health.recv() => Event::Health(changes),
                 Some(text) = inputs.config.recv() => Event::Config(text),
+                Some(changes) = inputs.cluster.recv() => Event::Cluster(changes),
                 Some(request) = inputs.requests.recv() => Event::Request(request),
                 Some(claim) = inputs.claims.recv() => Event::Claim(claim),
                 _ = ticks.tick() => {
@@ -252,6 +258,7 @@ impl<D: Dataplane> Reconciler<D> {
                     self.report.config_refused(error);
                 }
             }
+            Event::Cluster(changes) => self.follow_cluster(changes),
             Event::Request(request) => {
                 let answer = self.obey(&request.command).await;
                 answers.push((request, answer));
@@ -262,6 +269,16 @@ impl<D: Dataplane> Reconciler<D> {
             Event::Time => {}
         }
         false
+    }
+
+    fn follow_cluster(&mut self, changes: Vec<facts::Change>) {
+        self.report.cluster_told(&changes);
+        let synced = |engine: &Engine<D>| engine.objects().is_some_and(Objects::is_synced);
+        let before = synced(&self.engine);
+        self.engine.cluster(changes);
+        if !before && synced(&self.engine) {
+            tracing::info!("the cluster is known whole");
+        }
     }
 
     async fn obey(&mut self, command: &Command) -> Result<bool, Refused> {
@@ -373,10 +390,12 @@ impl Inputs {
     fn next_waiting(&mut self) -> Option<Event> {
         let network = |inputs: &mut Self| inputs.network.try_recv().ok().map(Event::Network);
         let health = |inputs: &mut Self| inputs.health.try_recv().ok().map(Event::Health);
+        let cluster = |inputs: &mut Self| inputs.cluster.try_recv().ok().map(Event::Cluster);
         let request = |inputs: &mut Self| inputs.requests.try_recv().ok().map(Event::Request);
         let claim = |inputs: &mut Self| inputs.claims.try_recv().ok().map(Event::Claim);
         network(self)
             .or_else(|| health(self))
+            .or_else(|| cluster(self))
             .or_else(|| request(self))
             .or_else(|| claim(self))
     }

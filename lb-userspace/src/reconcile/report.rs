@@ -1,7 +1,7 @@
 //! What the agent tells: its state, published when it changed, ten times a second at most.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -11,9 +11,13 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{Engine, FlushError, Flushed, Uplinks};
 use crate::{
+    cluster::facts::{Change, Kind, ObjectKey},
     config::ServiceName,
     dataplane::Dataplane,
-    state::{Announcement, BackendState, Bypass, Source, SourceState, State},
+    desired::kubernetes::{Objects, Reason},
+    state::{
+        Announcement, BackendState, Bypass, Skipped, SkippedCount, Source, SourceState, State,
+    },
 };
 
 const PAUSE: Duration = Duration::from_millis(100);
@@ -42,11 +46,18 @@ pub struct About {
     pub kernel: String,
     /// The config file's name.
     pub file: String,
+    /// Services come from the cluster.
+    pub cluster: bool,
 }
 
 /// Index in `State::sources`.
 const CONFIG: usize = 0;
 const NETWORK: usize = 1;
+/// The first of [`Kind::ALL`], where services come from the cluster.
+const CLUSTER: usize = 2;
+
+/// Lines on what is left out, at most: with more, the counts say enough.
+const MOST_SKIPPED: usize = 100;
 
 impl Report {
     pub fn new(about: About) -> (Self, watch::Receiver<Arc<State>>) {
@@ -59,6 +70,7 @@ impl Report {
             skipped: 0,
             error: None,
         };
+        let kinds: &[Kind] = if about.cluster { &Kind::ALL } else { &[] };
         let mut bounds: Vec<_> = BOUNDS_US.iter().map(|bound| (*bound, 0)).collect();
         bounds.push((u64::MAX, 0));
         let state = State {
@@ -67,7 +79,11 @@ impl Report {
             abi: lb_common::ABI_VERSION,
             kernel: about.kernel,
             started: now,
-            sources: vec![source(&about.file), source("network")],
+            sources: [about.file.as_str(), "network"]
+                .into_iter()
+                .chain(kinds.iter().map(|kind| kind.source()))
+                .map(source)
+                .collect(),
             apply: crate::state::Apply {
                 duration_us: bounds,
                 ..crate::state::Apply::default()
@@ -113,6 +129,69 @@ impl Report {
         self.changed();
     }
 
+    /// The cluster's watches go on, or do not.
+    pub fn cluster_told(&mut self, changes: &[Change]) {
+        for change in changes {
+            let (kind, lost) = match change {
+                Change::Lost(kind, why) => (*kind, Some(why)),
+                Change::Found(kind) => (*kind, None),
+                _ => continue,
+            };
+            if let Some(source) = self.state.sources.get_mut(CLUSTER + kind as usize) {
+                let state = match (source.state, lost) {
+                    (SourceState::Synced, Some(_)) => SourceState::Stale,
+                    (SourceState::Stale, None) => SourceState::Synced,
+                    (state, _) => state,
+                };
+                enter(source, state);
+                source.error = lost.cloned();
+            }
+        }
+        self.changed();
+    }
+
+    /// What is known of the cluster, and what is left out.
+    fn cluster<D: Dataplane>(&mut self, engine: &Engine<D>) {
+        let Some(objects) = engine.objects() else {
+            return;
+        };
+        self.state.node_leaves = objects.own_node().is_some_and(|node| node.leaving);
+        let sources = self.state.sources.iter_mut().skip(CLUSTER);
+        for (source, kind) in sources.zip(Kind::ALL) {
+            if source.state == SourceState::Waiting && objects.is_kind_synced(kind) {
+                enter(source, SourceState::Synced);
+            }
+            source.objects = objects.count(kind) as u64;
+            source.skipped = 0;
+        }
+        let mut counts: BTreeMap<(Kind, Reason), BTreeSet<&ObjectKey>> = BTreeMap::new();
+        self.state.skipped.clear();
+        for skip in engine.skips() {
+            counts
+                .entry((skip.kind, skip.reason))
+                .or_default()
+                .insert(&skip.object);
+            if self.state.skipped.len() < MOST_SKIPPED {
+                self.state.skipped.push(Skipped {
+                    kind: skip.kind.name().to_owned(),
+                    object: skip.object.to_string(),
+                    reason: skip.reason.name().to_owned(),
+                    message: skip.message.clone(),
+                });
+            }
+        }
+        self.state.objects_skipped.clear();
+        for ((kind, reason), objects) in counts {
+            let count = objects.len() as u64;
+            self.state.sources[CLUSTER + kind as usize].skipped += count;
+            self.state.objects_skipped.push(SkippedCount {
+                kind: kind.name().to_owned(),
+                reason: reason.name().to_owned(),
+                objects: count,
+            });
+        }
+    }
+
     pub fn interfaces(&mut self, uplinks: &Uplinks) {
         self.state.interfaces = uplinks.report();
         self.changed();
@@ -136,6 +215,7 @@ impl Report {
         match result {
             Ok(flushed) => {
                 apply.applied += 1;
+                apply.whole |= engine.objects().is_none_or(Objects::is_synced);
                 apply.error = None;
                 let took = took.as_micros() as u64;
                 apply.duration_sum_us += took;
@@ -164,6 +244,7 @@ impl Report {
             network.since = seconds();
         }
         network.objects = (facts.links.len() + facts.neighbours.len()) as u64;
+        self.cluster(engine);
         self.state.maps = engine.map_use();
         self.sender.send_replace(Arc::new(self.state.clone()));
         self.due = None;
@@ -222,6 +303,13 @@ impl Report {
         self.state
             .services
             .insert(name.as_str().to_owned(), Arc::new(service));
+    }
+}
+
+fn enter(source: &mut Source, state: SourceState) {
+    if source.state != state {
+        source.state = state;
+        source.since = seconds();
     }
 }
 

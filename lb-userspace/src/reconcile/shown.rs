@@ -1,6 +1,12 @@
 //! What is told of a service: the config's words, joined with the planner's ids and slots.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use lb_common::abi::Mode;
 
 use super::Engine;
 use crate::{
@@ -15,7 +21,6 @@ use crate::{
 impl<D: Dataplane> Engine<D> {
     /// None: there is no such service (any more).
     pub(super) fn shown(&self, name: &ServiceName) -> Option<Service> {
-        let asked = self.service(name.as_str())?;
         let desired = self.desired(name)?;
         let mut frontends = Vec::new();
         let mut backends: Vec<Backend> = Vec::new();
@@ -53,9 +58,12 @@ impl<D: Dataplane> Engine<D> {
         frontends.sort_by_key(|frontend| (frontend.address, frontend.protocol));
         Some(Service {
             name: name.as_str().to_owned(),
-            mode: asked.mode.name().to_owned(),
-            affinity: asked.affinity.map(|time| time.as_secs()),
-            source_ranges: asked.source_ranges.clone(),
+            mode: modes(&desired),
+            affinity: desired.affinity.map(|time| time.as_secs()),
+            source_ranges: match self.service(name.as_str()) {
+                Some(asked) => asked.source_ranges.clone(),
+                None => source_ranges(&desired),
+            },
             frontends,
             backends,
         })
@@ -99,6 +107,23 @@ impl<D: Dataplane> Engine<D> {
                 .map(|path| shown_path(path, self.facts())),
         }
     }
+}
+
+/// One word each: how the backends are reached.
+fn modes(service: &desired::Service) -> String {
+    let backends = service.groups.iter().flat_map(|group| &group.backends);
+    let modes: BTreeSet<_> = backends.map(|backend| backend.mode).collect();
+    if modes.is_empty() {
+        return service.mode.name().to_owned();
+    }
+    let names: Vec<_> = modes.into_iter().map(Mode::name).collect();
+    names.join("+")
+}
+
+fn source_ranges(service: &desired::Service) -> Vec<IpNet> {
+    let ranges = service.groups.iter().flat_map(|group| &group.source_ranges);
+    let ranges: BTreeSet<_> = ranges.flatten().copied().collect();
+    ranges.into_iter().collect()
 }
 
 fn shown_path(path: &Path, facts: &Facts) -> BackendPath {

@@ -88,6 +88,7 @@ fn measure(scale: Scale) -> Result<Figures> {
         facts,
         drains: Drains::default(),
         hz: 1000,
+        node: String::new(),
     };
     let mut engine = Engine::start(start(config, facts), maps.installation.dataplane()?)?;
     engine.flush()?;

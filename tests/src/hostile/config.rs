@@ -51,6 +51,7 @@ fn serve(config: &Config, maps: Fake) -> Option<Fake> {
         // The same on each run.
         hash_key: Some(config.cluster_key.map_or([1, 2], |key| key.0)),
         hz: 1000,
+        node: String::new(),
     };
     let mut engine = Engine::start(start, maps).expect("maps in memory can be read");
     match engine.flush() {

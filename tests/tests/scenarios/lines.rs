@@ -72,6 +72,7 @@ fn service(index: u32, dumped: &DumpedService, dump: &Dump, lines: &mut BTreeSet
         (service_flag::FLOWS, " flows"),
         (service_flag::AFFINITY, " affinity"),
         (service_flag::SOURCE_RANGES, " ranges"),
+        (service_flag::DROP, " drop"),
     ];
     let set = names.iter().filter(|(bit, _)| flags & bit != 0);
     let set: String = set.map(|(_, name)| *name).collect();

@@ -20,11 +20,17 @@ struct Batch {
 impl<D: Dataplane> Engine<D> {
     /// Whether there is anything to do for [`Engine::flush`].
     pub fn is_behind(&self) -> bool {
+        if self.waits_for_cluster() {
+            return self.general.dirty;
+        }
         self.astray || self.general.dirty || !self.dirty.is_empty()
     }
 
     /// Brings the maps after the facts.
     pub fn flush(&mut self) -> Result<Flushed, FlushError> {
+        if self.waits_for_cluster() {
+            return self.flush_general();
+        }
         if self.astray {
             self.restore()?;
         }
@@ -32,17 +38,13 @@ impl<D: Dataplane> Engine<D> {
         // Without a single service nothing else would take away what another agent left.
         self.planner.sweep(&mut batch.ops);
         if self.general.dirty {
-            let settings = self.settings();
-            self.planner.settings(settings, &mut batch.ops);
-            let links = self.facts.links.keys().copied();
-            let sending = links.filter(|index| self.facts.xdp_sends(*index));
-            self.planner.devices(sending.collect(), &mut batch.ops);
+            self.plan_general(&mut batch.ops);
             self.planner
                 .announced(self.announced.clone(), &mut batch.ops);
         }
         let (present, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.dirty)
             .into_iter()
-            .partition(|name| self.at.contains_key(name));
+            .partition(|name| self.is_wanted(name));
         // What is new or changed first: a frontend goes over to another service without a gap then.
         let mut result = self.plan_all(&present, &gone, &mut batch);
         if !self.astray {
@@ -60,6 +62,26 @@ impl<D: Dataplane> Engine<D> {
         })
     }
 
+    /// What holds for every packet, into maps whose services stay as they are. What they hold is read later.
+    fn flush_general(&mut self) -> Result<Flushed, FlushError> {
+        let mut ops = Vec::new();
+        self.plan_general(&mut ops);
+        self.dataplane.apply(&ops)?;
+        self.general.dirty = false;
+        Ok(Flushed {
+            ops: ops.len(),
+            services: Vec::new(),
+        })
+    }
+
+    fn plan_general(&mut self, ops: &mut Vec<Op>) {
+        let settings = self.settings();
+        self.planner.settings(settings, ops);
+        let links = self.facts.links.keys().copied();
+        let sending = links.filter(|index| self.facts.xdp_sends(*index));
+        self.planner.devices(sending.collect(), ops);
+    }
+
     fn plan_all(
         &mut self,
         present: &[ServiceName],
@@ -68,7 +90,7 @@ impl<D: Dataplane> Engine<D> {
     ) -> Result<(), FlushError> {
         let mut room = Some(gone);
         for name in present {
-            let desired = self.desired(name);
+            let desired = self.build(name);
             let mut planned = self.plan(name, desired.as_ref(), batch);
             if matches!(planned, Err(FlushError::Plan { .. }))
                 && let Some(gone) = room.take()
@@ -82,6 +104,7 @@ impl<D: Dataplane> Engine<D> {
             planned?;
         }
         for name in room.unwrap_or_default() {
+            self.build(name);
             self.plan(name, None, batch)?;
         }
         Ok(())
@@ -90,15 +113,15 @@ impl<D: Dataplane> Engine<D> {
     /// What the maps hold becomes what the planner believes; then every service is planned again.
     fn restore(&mut self) -> Result<(), FlushError> {
         let dump = self.dataplane.dump()?;
-        let services = self
-            .at
-            .keys()
+        let names = self.names();
+        let services = names
+            .iter()
             .filter_map(|name| Some((name.clone(), self.desired(name)?)));
         let desired = Desired {
             services: services.collect(),
         };
         self.planner = Planner::restore(self.config.limits, self.general.hash_key, dump, &desired);
-        self.dirty.extend(self.at.keys().cloned());
+        self.dirty.extend(names);
         self.general.dirty = true;
         self.astray = false;
         Ok(())

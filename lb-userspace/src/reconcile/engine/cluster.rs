@@ -1,0 +1,165 @@
+//! Services of the cluster: what is known of it, and what a change of it makes dirty.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
+};
+
+use lb_common::abi::Mode;
+
+use super::{Engine, Moved};
+use crate::{
+    cluster::facts::Change,
+    config::{Config, ServiceName},
+    dataplane::Dataplane,
+    desired::{
+        self,
+        kubernetes::{HealthCheck, Objects, Options, Skip},
+    },
+};
+
+/// What is known of the cluster, and what of it is left out.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    pub objects: Objects,
+    pub skips: BTreeMap<ServiceName, Vec<Skip>>,
+}
+
+impl Cluster {
+    /// None where services come from the file. `node`: this node's name.
+    pub(super) fn new(config: &Config, node: &str) -> Option<Self> {
+        Some(Self {
+            objects: Objects::new(options(config, node)?),
+            skips: BTreeMap::new(),
+        })
+    }
+}
+
+fn options(config: &Config, node: &str) -> Option<Options> {
+    let asked = config.kubernetes.as_ref()?;
+    Some(Options {
+        node: node.into(),
+        external_ips: asked.external_ips,
+        node_ports: asked.node_ports,
+        cluster_ips: asked.cluster_ips,
+        topology_hints: asked.topology_hints,
+        vip_only_source_ranges: asked.vip_only_source_ranges,
+        allow_node_addresses: config.allow_node_addresses,
+        nat_addresses: config.nat.addresses.clone(),
+    })
+}
+
+impl<D: Dataplane> Engine<D> {
+    /// The cluster changed. Services that are concerned.
+    pub fn cluster(&mut self, changes: Vec<Change>) -> BTreeSet<ServiceName> {
+        let mut concerned = BTreeSet::new();
+        if let Some(cluster) = &mut self.cluster {
+            for change in changes {
+                concerned.extend(cluster.objects.apply(change));
+            }
+        }
+        self.dirty.extend(concerned.iter().cloned());
+        concerned
+    }
+
+    /// What is known of the cluster; none where services come from the file.
+    pub fn objects(&self) -> Option<&Objects> {
+        self.cluster.as_ref().map(|cluster| &cluster.objects)
+    }
+
+    /// What is left out, by Service, as of the last flush.
+    pub fn skips(&self) -> impl Iterator<Item = &Skip> {
+        let skips = self
+            .cluster
+            .iter()
+            .flat_map(|cluster| cluster.skips.values());
+        skips.flatten()
+    }
+
+    /// What a Service's health check port is to tell.
+    pub fn health_check(&self, name: &ServiceName) -> Option<HealthCheck> {
+        self.objects()?.health_check(name, &self.facts)
+    }
+
+    /// Until the cluster was told whole, nothing is known to be gone: the maps stay as they are.
+    pub(super) fn waits_for_cluster(&self) -> bool {
+        self.objects().is_some_and(|objects| !objects.is_synced())
+    }
+
+    /// All services.
+    pub(super) fn names(&self) -> Vec<ServiceName> {
+        match &self.cluster {
+            Some(cluster) => cluster.objects.names().cloned().collect(),
+            None => self.at.keys().cloned().collect(),
+        }
+    }
+
+    /// Whether there is anything to put into the maps for a service.
+    pub(super) fn is_wanted(&self, name: &ServiceName) -> bool {
+        match &self.cluster {
+            Some(cluster) => cluster.objects.asks(name),
+            None => self.at.contains_key(name),
+        }
+    }
+
+    /// [`Self::desired`], and takes note of what is left out of it and of the ways that it needs.
+    pub(super) fn build(&mut self, name: &ServiceName) -> Option<desired::Service> {
+        let Some(cluster) = &mut self.cluster else {
+            return self.desired(name);
+        };
+        let (service, skips) = cluster.objects.service(name, &self.facts);
+        if skips.is_empty() {
+            cluster.skips.remove(name);
+        } else {
+            cluster.skips.insert(name.clone(), skips);
+        }
+        let groups = service.iter().flat_map(|service| &service.groups);
+        let backends = groups.flat_map(|group| &group.backends);
+        let routed: HashSet<IpAddr> = backends
+            .filter(|backend| backend.mode == Mode::Nat)
+            .map(|backend| backend.address)
+            .collect();
+        let mut moved = Moved::default();
+        self.paths.assign(name, routed, &self.facts, &mut moved);
+        self.want(moved);
+        service
+    }
+
+    /// Whether a VIP's other ports are ours depends on the host's addresses, and whether it is one at all.
+    pub(super) fn host_addresses_changed(&mut self, before: &BTreeSet<IpAddr>) {
+        let now: BTreeSet<IpAddr> = self.facts.host_addresses().collect();
+        if let Some(cluster) = &self.cluster {
+            // Pods come and go, and addresses of their links with them: only services that have such an address.
+            for address in before.symmetric_difference(&now) {
+                self.dirty.extend(cluster.objects.concerned_by(*address));
+            }
+            return;
+        }
+        if *before == now {
+            return;
+        }
+        self.dirty.extend(self.at.keys().cloned());
+        for frontend in desired::left_to_host(&self.config, &self.facts) {
+            tracing::warn!(
+                %frontend,
+                "its address is one of this host now: left to the host; use another address"
+            );
+        }
+    }
+
+    /// The config changed, and with it perhaps what is taken of Services.
+    pub(super) fn follow_options(&mut self) {
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
+        let node = std::sync::Arc::clone(&cluster.objects.options().node);
+        let Some(options) = options(&self.config, &node) else {
+            return;
+        };
+        let before: Vec<_> = cluster.objects.names().cloned().collect();
+        if cluster.objects.set_options(options) {
+            self.dirty.extend(before);
+            self.dirty.extend(cluster.objects.names().cloned());
+        }
+    }
+}
