@@ -13,7 +13,7 @@ use tokio::{
     net::TcpListener,
     runtime,
     signal::unix::{SignalKind, signal},
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     time::{Instant, interval, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -22,18 +22,18 @@ use crate::{
     announce::{Claim, Packets},
     attach::{self, Clock, Installation},
     cli::{Exit, ExitWith as _, Failure},
-    cluster,
-    config::{Config, ConfigErrors},
+    cluster::{self, events::Warnings},
+    config::{Config, ConfigErrors, HealthCheckPorts},
     dataplane::Bpf,
-    desired,
+    desired::{self, kubernetes::HealthChecks},
     health::{Prober, Tcp},
     net::{self, Facts},
     notify::{Manager, Phase},
-    observe::{self, MetricsEnd, Socket, SocketError},
+    observe::{self, HealthPorts, MetricsEnd, Socket, SocketError},
     privileges,
     reconcile::{
-        self, About, Announcing, DrainFile, Engine, Inputs, Outputs, Reconciler, Replies, Report,
-        Start, Uplinks,
+        self, About, Announcing, ClusterEnds, DrainFile, Engine, Inputs, Outputs, Reconciler,
+        Replies, Report, Start, Uplinks,
     },
     state::Handle,
 };
@@ -59,6 +59,9 @@ const MOST_CHECKS: u64 = 4096;
 
 /// An agent that was there before knew which backends were down; how long to wait for as much.
 const FIRST_CHECKS: Duration = Duration::from_secs(5);
+
+/// Warnings that wait to become events.
+const WARNINGS: usize = 1024;
 
 /// Between two looks into the packet path's log; its buffer holds some thousand messages.
 const PACKET_LOG_PERIOD: Duration = Duration::from_millis(20);
@@ -129,9 +132,14 @@ impl Begun<'_> {
 
         let (packets, claims) = announcing(&config)?;
         let node = node_name(&config);
-        let followed = follow_cluster(&config).await?;
-        let sources = spawn_sources(options, text, checks, &again, claims, followed);
-        let (mut inputs, outputs, requests) = sources;
+        let Followed {
+            changes,
+            ends,
+            health_ports,
+        } = follow_cluster(&config, &node).await?;
+        let sources = spawn_sources(options, text, checks, &again, claims, changes);
+        let (mut inputs, mut outputs, requests) = sources;
+        outputs.cluster = ends;
         let mut facts = first_facts(&mut inputs).await?;
         facts.masquerades = reconcile::masquerades();
         let refusals = desired::check(&config, &facts);
@@ -258,6 +266,15 @@ impl Begun<'_> {
             maps: reconciler.installation.maps().to_owned(),
             clock,
         };
+        if let Some((who, checks, warnings)) = health_ports {
+            let ports = HealthPorts {
+                who,
+                checks,
+                state: sources.agent.state.clone(),
+                warnings,
+            };
+            tokio::spawn(ports.serve(stop.clone()));
+        }
         let observing = {
             let stop = stop.clone();
             tokio::spawn(async move { observe::serve(sources, socket, metrics, stop).await })
@@ -349,6 +366,7 @@ fn spawn_sources(
     let outputs = Outputs {
         checks: checks_in,
         pokes,
+        cluster: None,
     };
     (inputs, outputs, requests_in)
 }
@@ -365,17 +383,35 @@ fn node_name(config: &Config) -> String {
     named.or_else(given).unwrap_or_else(host)
 }
 
-/// What the cluster tells, if services come from there.
-async fn follow_cluster(
-    config: &Config,
-) -> Result<mpsc::Receiver<Vec<cluster::facts::Change>>, Failure> {
+/// What the cluster tells and is told; nothing where services come from the file.
+struct Followed {
+    changes: mpsc::Receiver<Vec<cluster::facts::Change>>,
+    ends: Option<ClusterEnds>,
+    health_ports: Option<(HealthCheckPorts, watch::Receiver<HealthChecks>, Warnings)>,
+}
+
+async fn follow_cluster(config: &Config, node: &str) -> Result<Followed, Failure> {
     let (changes_in, changes) = mpsc::channel(16);
+    let mut followed = Followed {
+        changes,
+        ends: None,
+        health_ports: None,
+    };
     if let Some(asked) = &config.kubernetes {
         let client = cluster::connect(asked.kubeconfig.as_deref()).await;
         let client = client.context("kubernetes").exit(Exit::Usage)?;
-        tokio::spawn(cluster::follow(client, changes_in));
+        tokio::spawn(cluster::follow(client.clone(), changes_in));
+        let (warnings_in, warnings) = mpsc::channel(WARNINGS);
+        tokio::spawn(cluster::events::record(client, node.to_owned(), warnings));
+        let (checks_in, checks) = watch::channel(HealthChecks::default());
+        followed.ends = Some(ClusterEnds {
+            warnings: Warnings::new(warnings_in.clone()),
+            health_checks: checks_in,
+        });
+        followed.health_ports =
+            Some((asked.health_check_ports, checks, Warnings::new(warnings_in)));
     }
-    Ok(changes)
+    Ok(followed)
 }
 
 /// What announcing needs: sockets, if it is asked for, and what they hear.

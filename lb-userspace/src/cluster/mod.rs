@@ -1,6 +1,7 @@
 //! The cluster as a source of facts: watches in, plain snapshots out, no decisions. What to serve is `desired`'s.
 
 mod connect;
+pub mod events;
 pub mod facts;
 mod tell;
 #[cfg(test)]

@@ -39,10 +39,7 @@ impl Teller {
         found.into_iter().collect()
     }
 
-    pub(super) fn tell<K: Trim>(
-        &mut self,
-        event: Result<Event<K>, watcher::Error>,
-    ) -> Vec<Change> {
+    pub(super) fn tell<K: Trim>(&mut self, event: Result<Event<K>, watcher::Error>) -> Vec<Change> {
         let change = match event {
             Err(error) => return self.lose(&error),
             // A plain list is begun before the server has said a word.
@@ -63,7 +60,10 @@ impl Teller {
 
     fn lose(&mut self, error: &watcher::Error) -> Vec<Change> {
         if code(error) == Some(410) {
-            tracing::debug!(kind = self.kind.name(), "the server forgot where we were: listing");
+            tracing::debug!(
+                kind = self.kind.name(),
+                "the server forgot where we were: listing"
+            );
             return Vec::new();
         }
         let why = why(self.kind, error);
@@ -79,7 +79,10 @@ impl Teller {
 /// Before Kubernetes 1.32, and where the gate is off, the server calls a streamed list invalid.
 pub(super) fn is_refusal(error: Option<&watcher::Error>) -> bool {
     let streamed = |error: &&watcher::Error| {
-        !matches!(error, watcher::Error::InitialListFailed(_) | watcher::Error::WatchFailed(_))
+        !matches!(
+            error,
+            watcher::Error::InitialListFailed(_) | watcher::Error::WatchFailed(_)
+        )
     };
     matches!(error.filter(streamed).and_then(code), Some(400 | 422))
 }

@@ -45,7 +45,11 @@ pub async fn follow(client: Client, changes: mpsc::Sender<Vec<Change>>) {
     let mut kinds = JoinSet::new();
     let selected = || watcher::Config::default().labels(SELECTOR);
     kinds.spawn(kind::<Service>(client.clone(), selected(), changes.clone()));
-    kinds.spawn(kind::<EndpointSlice>(client.clone(), selected(), changes.clone()));
+    kinds.spawn(kind::<EndpointSlice>(
+        client.clone(),
+        selected(),
+        changes.clone(),
+    ));
     kinds.spawn(kind::<Node>(client, watcher::Config::default(), changes));
     while kinds.join_next().await.is_some() {}
 }

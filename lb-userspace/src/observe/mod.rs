@@ -4,6 +4,7 @@
 mod api;
 pub(crate) mod asked;
 pub mod explain;
+mod health_ports;
 pub(crate) mod http;
 mod join;
 mod metrics;
@@ -19,8 +20,11 @@ use std::{path::PathBuf, sync::Arc};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use self::socket::{Socket, SocketError};
 use self::{api::Api, metrics::Metrics, rates::Rates, read::Maps};
+pub use self::{
+    health_ports::HealthPorts,
+    socket::{Socket, SocketError},
+};
 use crate::{attach::Clock, dataplane::OpenError, state::Handle};
 
 /// What there is to show.

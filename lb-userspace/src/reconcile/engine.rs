@@ -45,6 +45,8 @@ pub struct Engine<D> {
     dataplane: D,
     /// Services to plan again, those that are gone among them.
     dirty: BTreeSet<ServiceName>,
+    /// Services that did not fit.
+    unfit: BTreeSet<ServiceName>,
     /// An op failed: the maps are not what the planner believes.
     astray: bool,
     /// At the start the maps had backends that get no new flows.
@@ -87,10 +89,11 @@ pub enum FlushError {
     Dump(#[from] DumpError),
     #[error("a random key: {0}")]
     Random(#[from] std::io::Error),
-    #[error("service {service}: {error}")]
+    /// Everything else is in the maps; these are as they were. They are tried again after [`Engine::retry_unfit`].
+    #[error("{}", flush::words(.unfit))]
     Plan {
-        service: ServiceName,
-        error: PlanError,
+        unfit: Vec<(ServiceName, PlanError)>,
+        flushed: Flushed,
     },
 }
 
@@ -143,6 +146,7 @@ impl<D: Dataplane> Engine<D> {
             paths: Paths::default(),
             pokes: Pokes::default(),
             dataplane,
+            unfit: BTreeSet::new(),
             astray: true,
             found_unusable: dump.backends.values().any(|backend| backend.state == 0),
         };

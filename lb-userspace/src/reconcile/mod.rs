@@ -16,7 +16,7 @@ mod uplinks;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -33,10 +33,10 @@ pub use self::{
 use crate::{
     announce::Claim,
     attach::{Clock, Installation, Mode},
-    cluster::facts,
+    cluster::{events::Warnings, facts},
     config::{Config, ConfigErrors, XdpMode},
     dataplane::Dataplane,
-    desired::kubernetes::Objects,
+    desired::kubernetes::{HealthChecks, Objects},
     health::{Assignment, Change},
     lease::Ended,
     net::{self, Masquerade, Update},
@@ -66,6 +66,15 @@ pub struct Inputs {
 pub struct Outputs {
     pub checks: mpsc::Sender<Vec<Assignment>>,
     pub pokes: mpsc::Sender<Vec<(u32, IpAddr)>>,
+    /// None: services come from the file.
+    pub cluster: Option<ClusterEnds>,
+}
+
+/// What the cluster is told, by events and by health check ports.
+#[derive(Debug)]
+pub struct ClusterEnds {
+    pub warnings: Warnings,
+    pub health_checks: watch::Sender<HealthChecks>,
 }
 
 /// The agent at work.
@@ -116,10 +125,11 @@ impl<D: Dataplane> Reconciler<D> {
     pub async fn run(mut self, mut inputs: Inputs, stop: CancellationToken) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut retry, mut pause) = (None, RETRY[0]);
+        let (mut retry, mut pause, mut unfit_again) = (None, RETRY[0], None);
         loop {
             let wake = [
                 retry,
+                unfit_again,
                 self.uplinks.retry(),
                 self.report.due(),
                 self.announcing.next(),
@@ -152,6 +162,10 @@ impl<D: Dataplane> Reconciler<D> {
                 self.announcing.look_again();
             }
             self.announce();
+            if unfit_again.is_some_and(|at| at <= Instant::now()) {
+                self.engine.retry_unfit();
+                unfit_again = None;
+            }
             let due = retry.is_none_or(|at| at <= Instant::now());
             if self.engine.is_behind() && (due || !answers.is_empty()) {
                 match self.flush(begin) {
@@ -160,12 +174,19 @@ impl<D: Dataplane> Reconciler<D> {
                         self.poke();
                     }
                     Err(error) => {
-                        tracing::error!(%error, "not applied; trying again in {pause:?}");
+                        let unfit = matches!(error, FlushError::Plan { .. });
+                        let pause_now = if unfit { RETRY[1] } else { pause };
+                        tracing::error!(%error, "not applied; trying again in {pause_now:?}");
                         for (_, answer) in answers.iter_mut().filter(|(_, answer)| answer.is_ok()) {
                             *answer = Err(Refused::Failed(format!("not in the maps yet: {error}")));
                         }
-                        retry = Some(Instant::now() + pause);
-                        pause = RETRY[1].min(pause * 2);
+                        let again = Some(Instant::now() + pause_now);
+                        if unfit {
+                            // The others do not wait for it.
+                            (retry, pause, unfit_again) = (None, RETRY[0], again);
+                        } else {
+                            (retry, pause) = (again, RETRY[1].min(pause * 2));
+                        }
                     }
                 }
             }
@@ -188,6 +209,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn flush(&mut self, begin: Instant) -> Result<(), FlushError> {
         let flushed = self.engine.flush();
         self.report.flushed(&flushed, begin.elapsed(), &self.engine);
+        self.tell_cluster();
         let Flushed { ops, services } = flushed?;
         for name in &services {
             self.replies
@@ -278,6 +300,16 @@ impl<D: Dataplane> Reconciler<D> {
         self.engine.cluster(changes);
         if !before && synced(&self.engine) {
             tracing::info!("the cluster is known whole");
+        }
+    }
+
+    fn tell_cluster(&mut self) {
+        let Some(ends) = &mut self.outputs.cluster else {
+            return;
+        };
+        if let Some((warnings, health_checks)) = self.engine.cluster_news() {
+            ends.warnings.set(warnings);
+            ends.health_checks.send_replace(health_checks);
         }
     }
 

@@ -216,7 +216,9 @@ impl Report {
             Ok(flushed) => {
                 apply.applied += 1;
                 apply.whole |= engine.objects().is_none_or(Objects::is_synced);
-                apply.error = None;
+                if !engine.has_unfit() {
+                    apply.error = None;
+                }
                 let took = took.as_micros() as u64;
                 apply.duration_sum_us += took;
                 for (bound, count) in &mut apply.duration_us {
@@ -230,6 +232,12 @@ impl Report {
             Err(error) => {
                 apply.errors += 1;
                 apply.error = Some(error.to_string());
+                if let FlushError::Plan { flushed, .. } = error {
+                    let now = seconds();
+                    for name in &flushed.services {
+                        self.service(name, engine, now);
+                    }
+                }
             }
         }
         self.changed();

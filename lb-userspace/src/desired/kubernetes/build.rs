@@ -110,6 +110,7 @@ impl Objects {
         });
         Some(HealthCheck {
             service: known.key.clone(),
+            uid: known.fact.uid.as_str().into(),
             port,
             local_endpoints4: local[0],
             local_endpoints6: local[1],

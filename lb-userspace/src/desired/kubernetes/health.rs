@@ -1,6 +1,10 @@
 //! A11: what a Service's health check port tells.
 
-use std::{collections::BTreeSet, num::NonZeroU16};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU16,
+    sync::Arc,
+};
 
 use super::backends::Candidate;
 use crate::cluster::facts::{ObjectKey, Service};
@@ -9,12 +13,16 @@ use crate::cluster::facts::{ObjectKey, Service};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HealthCheck {
     pub service: ObjectKey,
+    pub uid: Arc<str>,
     pub port: NonZeroU16,
     /// Ready endpoints on this node by address, of IPv4.
     pub local_endpoints4: usize,
     /// The same of IPv6.
     pub local_endpoints6: usize,
 }
+
+/// By port; the API server gives none twice.
+pub type HealthChecks = Arc<BTreeMap<u16, HealthCheck>>;
 
 /// Only with `type: LoadBalancer` and `externalTrafficPolicy: Local` (A11.1).
 pub(super) fn port(service: &Service) -> Option<NonZeroU16> {

@@ -19,7 +19,7 @@ mod tests;
 mod topology;
 mod which;
 
-pub use health::HealthCheck;
+pub use health::{HealthCheck, HealthChecks};
 pub use objects::Objects;
 pub use options::Options;
 pub use skip::{Reason, Skip};

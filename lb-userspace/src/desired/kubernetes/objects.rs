@@ -180,6 +180,22 @@ impl Objects {
         self.node_addresses.contains_key(&address)
     }
 
+    /// The UID of an object; empty if it is not known.
+    pub fn uid(&self, kind: Kind, key: &ObjectKey) -> &str {
+        let uid = match kind {
+            Kind::Service => service_name(&key.namespace, &key.name)
+                .and_then(|name| self.services.get(&name))
+                .map(|known| &known.fact.uid),
+            Kind::EndpointSlice => self
+                .owners
+                .get(key)
+                .and_then(|owner| self.slices.get(owner)?.get(key))
+                .map(|slice| &slice.uid),
+            Kind::Node => self.nodes.get(key).map(|node| &node.uid),
+        };
+        uid.map_or("", String::as_str)
+    }
+
     /// This node, as the cluster has it.
     pub fn own_node(&self) -> Option<&Node> {
         self.nodes.get(&ObjectKey::new("", &self.options.node))

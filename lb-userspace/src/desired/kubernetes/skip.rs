@@ -31,6 +31,8 @@ pub enum Reason {
     InvalidSourceRange,
     /// VIPs of a family without a source range of that family are closed (contract A9.4).
     SourceRangesLackFamily,
+    /// A map is full (contract A13.5).
+    MapsFull,
 }
 
 impl Reason {
@@ -45,6 +47,7 @@ impl Reason {
             Self::InvalidEndpoint => "InvalidEndpoint",
             Self::InvalidSourceRange => "InvalidSourceRange",
             Self::SourceRangesLackFamily => "SourceRangesLackFamily",
+            Self::MapsFull => "MapsFull",
         }
     }
 }

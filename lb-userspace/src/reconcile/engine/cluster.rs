@@ -3,19 +3,24 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use lb_common::abi::Mode;
 
 use super::{Engine, Moved};
 use crate::{
-    cluster::facts::Change,
+    cluster::{
+        events::Warning,
+        facts::{Change, Kind, ObjectKey},
+    },
     config::{Config, ServiceName},
     dataplane::Dataplane,
     desired::{
         self,
-        kubernetes::{HealthCheck, Objects, Options, Skip},
+        kubernetes::{HealthCheck, HealthChecks, Objects, Options, Reason, Skip},
     },
+    plan::PlanError,
 };
 
 /// What is known of the cluster, and what of it is left out.
@@ -23,6 +28,9 @@ use crate::{
 pub(super) struct Cluster {
     pub objects: Objects,
     pub skips: BTreeMap<ServiceName, Vec<Skip>>,
+    pub health_checks: BTreeMap<ServiceName, HealthCheck>,
+    /// One of the two changed since it was asked for.
+    pub is_news: bool,
 }
 
 impl Cluster {
@@ -31,6 +39,8 @@ impl Cluster {
         Some(Self {
             objects: Objects::new(options(config, node)?),
             skips: BTreeMap::new(),
+            health_checks: BTreeMap::new(),
+            is_news: false,
         })
     }
 }
@@ -76,9 +86,21 @@ impl<D: Dataplane> Engine<D> {
         skips.flatten()
     }
 
-    /// What a Service's health check port is to tell.
-    pub fn health_check(&self, name: &ServiceName) -> Option<HealthCheck> {
-        self.objects()?.health_check(name, &self.facts)
+    /// What is left out and what health check ports are to tell, if that changed since the last call.
+    pub fn cluster_news(&mut self) -> Option<(HashSet<Warning>, HealthChecks)> {
+        let cluster = self.cluster.as_mut().filter(|cluster| cluster.is_news)?;
+        cluster.is_news = false;
+        let skips = cluster.skips.values().flatten();
+        let warnings = skips.map(|skip| Warning {
+            kind: skip.kind,
+            object: skip.object.clone(),
+            uid: cluster.objects.uid(skip.kind, &skip.object).into(),
+            reason: skip.reason.name(),
+            message: skip.message.clone(),
+        });
+        let checks = cluster.health_checks.values();
+        let checks = checks.map(|check| (check.port.get(), check.clone()));
+        Some((warnings.collect(), Arc::new(checks.collect())))
     }
 
     /// Until the cluster was told whole, nothing is known to be gone: the maps stay as they are.
@@ -108,11 +130,13 @@ impl<D: Dataplane> Engine<D> {
             return self.desired(name);
         };
         let (service, skips) = cluster.objects.service(name, &self.facts);
-        if skips.is_empty() {
-            cluster.skips.remove(name);
-        } else {
-            cluster.skips.insert(name.clone(), skips);
-        }
+        cluster.is_news |= keep(
+            &mut cluster.skips,
+            name,
+            Some(skips).filter(|s| !s.is_empty()),
+        );
+        let check = cluster.objects.health_check(name, &self.facts);
+        cluster.is_news |= keep(&mut cluster.health_checks, name, check);
         let groups = service.iter().flat_map(|service| &service.groups);
         let backends = groups.flat_map(|group| &group.backends);
         let routed: HashSet<IpAddr> = backends
@@ -123,6 +147,25 @@ impl<D: Dataplane> Engine<D> {
         self.paths.assign(name, routed, &self.facts, &mut moved);
         self.want(moved);
         service
+    }
+
+    /// What did not fit is told on the object as well.
+    pub(super) fn note_unfit(&mut self, unfit: &[(ServiceName, PlanError)]) {
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
+        for (name, error) in unfit {
+            let Some((namespace, object)) = name.as_str().split_once('/') else {
+                continue;
+            };
+            cluster.is_news = true;
+            cluster.skips.entry(name.clone()).or_default().push(Skip {
+                kind: Kind::Service,
+                object: ObjectKey::new(namespace, object),
+                reason: Reason::MapsFull,
+                message: format!("{error}; it stays as it was"),
+            });
+        }
     }
 
     /// Whether a VIP's other ports are ours depends on the host's addresses, and whether it is one at all.
@@ -152,7 +195,7 @@ impl<D: Dataplane> Engine<D> {
         let Some(cluster) = &mut self.cluster else {
             return;
         };
-        let node = std::sync::Arc::clone(&cluster.objects.options().node);
+        let node = Arc::clone(&cluster.objects.options().node);
         let Some(options) = options(&self.config, &node) else {
             return;
         };
@@ -162,4 +205,20 @@ impl<D: Dataplane> Engine<D> {
             self.dirty.extend(cluster.objects.names().cloned());
         }
     }
+}
+
+/// Keeps a value, or none; true if that is another one than before.
+fn keep<V: PartialEq>(
+    map: &mut BTreeMap<ServiceName, V>,
+    name: &ServiceName,
+    value: Option<V>,
+) -> bool {
+    if map.get(name) == value.as_ref() {
+        return false;
+    }
+    match value {
+        Some(value) => drop(map.insert(name.clone(), value)),
+        None => drop(map.remove(name)),
+    }
+    true
 }

@@ -5,7 +5,7 @@ use crate::{
     config::ServiceName,
     dataplane::Dataplane,
     desired::{self, Desired},
-    plan::{Op, Planner},
+    plan::{Op, PlanError, Planner},
 };
 
 /// Ops are applied when they are this many, so that a cold start does not hold all tables twice.
@@ -51,20 +51,41 @@ impl<D: Dataplane> Engine<D> {
             // Where a map is full, too, the planner believes in what it has planned.
             result = self.apply(&mut batch).and(result);
         }
-        if let Err(error) = result {
-            self.dirty.extend(present.into_iter().chain(gone));
-            return Err(error);
-        }
+        let unfit = match result {
+            Ok(unfit) => unfit,
+            Err(error) => {
+                self.dirty.extend(present.into_iter().chain(gone));
+                return Err(error);
+            }
+        };
         self.general.dirty = false;
-        Ok(Flushed {
+        let flushed = Flushed {
             ops: batch.applied,
             services: present.into_iter().chain(gone).collect(),
-        })
+        };
+        if unfit.is_empty() {
+            return Ok(flushed);
+        }
+        self.note_unfit(&unfit);
+        self.unfit
+            .extend(unfit.iter().map(|(name, _)| name.clone()));
+        Err(FlushError::Plan { unfit, flushed })
+    }
+
+    pub fn has_unfit(&self) -> bool {
+        !self.unfit.is_empty()
+    }
+
+    /// Services that did not fit are tried again with the next flush: others may have made room.
+    pub fn retry_unfit(&mut self) {
+        self.dirty.append(&mut self.unfit);
     }
 
     /// What holds for every packet, into maps whose services stay as they are. What they hold is read later.
     fn flush_general(&mut self) -> Result<Flushed, FlushError> {
         let mut ops = Vec::new();
+        // It has read no maps, and must not believe in ops that may fail.
+        self.planner = Planner::new(self.config.limits, self.general.hash_key);
         self.plan_general(&mut ops);
         self.dataplane.apply(&ops)?;
         self.general.dirty = false;
@@ -82,30 +103,39 @@ impl<D: Dataplane> Engine<D> {
         self.planner.devices(sending.collect(), ops);
     }
 
+    /// Gives back what did not fit; that stays as it was.
     fn plan_all(
         &mut self,
         present: &[ServiceName],
         gone: &[ServiceName],
         batch: &mut Batch,
-    ) -> Result<(), FlushError> {
-        let mut room = Some(gone);
+    ) -> Result<Vec<(ServiceName, PlanError)>, FlushError> {
+        let (mut room, mut unfit) = (Some(gone), Vec::new());
         for name in present {
             let desired = self.build(name);
-            let mut planned = self.plan(name, desired.as_ref(), batch);
-            if matches!(planned, Err(FlushError::Plan { .. }))
+            let mut planned = self.plan(name, desired.as_ref(), batch)?;
+            if planned.is_err()
                 && let Some(gone) = room.take()
             {
                 // Only the other order fits.
-                for name in gone {
-                    self.plan(name, None, batch)?;
-                }
-                planned = self.plan(name, desired.as_ref(), batch);
+                self.plan_gone(gone, batch)?;
+                planned = self.plan(name, desired.as_ref(), batch)?;
             }
-            planned?;
+            if let Err(error) = planned {
+                unfit.push((name.clone(), error));
+            }
         }
-        for name in room.unwrap_or_default() {
+        self.plan_gone(room.unwrap_or_default(), batch)?;
+        Ok(unfit)
+    }
+
+    fn plan_gone(&mut self, gone: &[ServiceName], batch: &mut Batch) -> Result<(), FlushError> {
+        for name in gone {
             self.build(name);
-            self.plan(name, None, batch)?;
+            // What goes needs no room.
+            if let Err(error) = self.plan(name, None, batch)? {
+                tracing::error!(%name, %error, "not removed");
+            }
         }
         Ok(())
     }
@@ -132,17 +162,12 @@ impl<D: Dataplane> Engine<D> {
         name: &ServiceName,
         desired: Option<&desired::Service>,
         batch: &mut Batch,
-    ) -> Result<(), FlushError> {
-        self.planner
-            .service(name, desired, &mut batch.ops)
-            .map_err(|error| FlushError::Plan {
-                service: name.clone(),
-                error,
-            })?;
+    ) -> Result<Result<(), PlanError>, FlushError> {
+        let planned = self.planner.service(name, desired, &mut batch.ops);
         if batch.ops.len() >= CHUNK {
             self.apply(batch)?;
         }
-        Ok(())
+        Ok(planned)
     }
 
     fn apply(&mut self, batch: &mut Batch) -> Result<(), FlushError> {
@@ -153,4 +178,17 @@ impl<D: Dataplane> Engine<D> {
         batch.ops.clear();
         Ok(())
     }
+}
+
+/// Names the first few.
+pub(super) fn words(unfit: &[(ServiceName, PlanError)]) -> String {
+    const MOST: usize = 5;
+    let told = unfit.iter().take(MOST);
+    let mut told: Vec<_> = told
+        .map(|(name, error)| format!("service {name}: {error}"))
+        .collect();
+    if unfit.len() > MOST {
+        told.push(format!("and {} more services", unfit.len() - MOST));
+    }
+    told.join("; ")
 }
