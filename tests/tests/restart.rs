@@ -120,6 +120,7 @@ fn members(configuration: &mut Configuration, first: usize) {
     }
 }
 
+/// A13.4
 #[test]
 fn ten_deaths_of_the_agent_break_no_connection() -> Result<()> {
     if !is_root() {

@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod cargo;
 mod cluster;
+mod contract;
 mod demo;
 mod dist;
 mod fmt;
@@ -54,6 +55,8 @@ enum Verb {
     Bench(bench::Args),
     /// Look for input that breaks the packet path, the config, the admin socket or netlink
     Fuzz(fuzz::Args),
+    /// Show each line of the Service contract, the tests that cite it and how they ended last
+    Contract,
     /// Clippy for host and BPF target, dependency rules, house rules
     Lint,
     /// Format the code
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Verb::Vm(args) => vm::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Contract => contract::run(),
         Verb::Lint => lint::run(),
         Verb::Fmt(args) => fmt::run(args),
     };

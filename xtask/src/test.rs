@@ -9,7 +9,7 @@ pub(crate) mod output;
 mod steps;
 mod tolerated;
 
-use crate::{Outcome, cargo, setup};
+use crate::{Outcome, cargo, contract, setup};
 use anyhow::{Result, bail};
 use output::Tally;
 use std::{env, process::ExitCode, time::Instant};
@@ -48,6 +48,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
             "no test matches `{filter}`; FILTER is a part of a test's name, or a file of tests/tests/ without `.rs`"
         );
     }
+    let results = done.iter().flat_map(|one| one.tally.results.clone());
+    contract::results::add(results.collect())?;
     let tolerated = if env::var_os("CI").is_some_and(|ci| ci == "true") {
         Some(tolerated::read(&root)?)
     } else {

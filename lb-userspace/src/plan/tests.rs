@@ -225,6 +225,7 @@ fn a_neighbour_is_one_op_for_all_behind_it() {
     assert_eq!((ops.len(), links), (5, 4));
 }
 
+/// A13.4
 #[test]
 fn a_restart_changes_nothing() {
     let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));
@@ -296,6 +297,7 @@ fn a_frontend_goes_over_to_another_service() {
     watch.holds(&desired(&[("c", &c), ("b", &b)]));
 }
 
+/// A13.5
 #[test]
 fn full_maps_are_named_and_change_nothing() {
     let limits = Limits {
@@ -434,6 +436,7 @@ fn service_group(frontends: &[GroupFrontend], backends: Vec<desired::Backend>) -
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
+    /// A13.3
     #[test]
     fn every_prefix_of_every_plan_is_whole(
         steps in proptest::collection::vec((any_desired(), 0..6u8), 1..24),

@@ -26,6 +26,7 @@ fn ping(both: &Both, client: &str, vip: &str) -> Vec<u8> {
     icmp(macs, [ip(client), ip(vip)], message, &[0x5a; 57])
 }
 
+/// A2.12
 #[test]
 fn a_vip_answers_a_ping() -> Result<()> {
     with_both(|both| {

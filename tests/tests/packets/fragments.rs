@@ -37,6 +37,7 @@ fn ttl_at(frame: &[u8]) -> usize {
     if is_v4(frame) { LINK + 8 } else { LINK + 7 }
 }
 
+/// A10.5
 #[test]
 fn fragments_of_a_datagram_take_one_way() -> Result<()> {
     with_both(|both| {
@@ -141,6 +142,7 @@ fn two(both: &Both, vip: usize, id: u32) -> Vec<Vec<u8>> {
 
 const IPIP: [usize; 2] = [4, 5];
 
+/// A10.5
 #[test]
 fn a_later_fragment_before_its_first_is_dropped() -> Result<()> {
     with_both(|both| {

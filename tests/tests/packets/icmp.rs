@@ -73,6 +73,7 @@ fn from_vip(both: &Both, packet: &Packet) -> Vec<u8> {
     .long_frame(both, 200)
 }
 
+/// A10.4
 #[test]
 fn an_error_about_a_vips_packet_goes_where_its_flow_goes() -> Result<()> {
     with_both(|both| {
@@ -129,6 +130,7 @@ fn embedded(frame: &[u8]) -> Vec<u8> {
     [&frame[..LINK], &frame[headers(frame) + 8..]].concat()
 }
 
+/// A10.4
 #[test]
 fn under_nat_an_error_is_translated_for_the_backend() -> Result<()> {
     with_both(|both| {

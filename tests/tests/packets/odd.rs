@@ -38,6 +38,7 @@ fn nearby(both: &mut Both, ends: (&str, &str)) -> Result<Packet> {
     anyhow::bail!("no backend nearby")
 }
 
+/// A2.11
 #[test]
 fn an_unknown_port_of_a_vip_is_reset() -> Result<()> {
     with_both(|both| {
@@ -77,6 +78,7 @@ fn an_unknown_port_of_a_vip_is_reset() -> Result<()> {
     })
 }
 
+/// A2.11, A6.3
 #[test]
 fn an_unknown_udp_port_of_a_vip_is_unreachable() -> Result<()> {
     with_both(|both| {
@@ -142,6 +144,7 @@ fn answers_are_limited() -> Result<()> {
     })
 }
 
+/// A6.1
 #[test]
 fn a_service_without_backends_answers() -> Result<()> {
     with_both(|both| {
@@ -176,6 +179,7 @@ fn a_service_whose_backends_are_elsewhere_drops() -> Result<()> {
     })
 }
 
+/// A9.1
 #[test]
 fn only_clients_within_the_source_ranges_get_through() -> Result<()> {
     with_both(|both| {
@@ -195,6 +199,7 @@ fn only_clients_within_the_source_ranges_get_through() -> Result<()> {
     })
 }
 
+/// A10.6
 #[test]
 fn the_last_hop_is_not_forwarded() -> Result<()> {
     with_both(|both| {
@@ -233,6 +238,7 @@ fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
     [&frame[..12], &tags.concat(), &frame[12..]].concat()
 }
 
+/// A10.6
 #[test]
 fn up_to_two_vlan_tags_are_read_and_kept() -> Result<()> {
     with_both(|both| {
@@ -273,6 +279,7 @@ fn a_tagged_frame_that_leaves_by_another_interface_goes_up() -> Result<()> {
     })
 }
 
+/// A10.6
 #[test]
 fn ipv4_options_travel_along() -> Result<()> {
     with_both(|both| {
@@ -292,6 +299,7 @@ fn ipv4_options_travel_along() -> Result<()> {
     })
 }
 
+/// A10.6
 #[test]
 fn up_to_eight_extension_headers_are_read() -> Result<()> {
     with_both(|both| {

@@ -175,6 +175,7 @@ fn nat_translates_there_and_back() -> Result<()> {
     })
 }
 
+/// A10.6
 #[test]
 fn a_udp_packet_without_checksum_stays_without() -> Result<()> {
     with_both(|both| {
@@ -284,6 +285,7 @@ fn the_port_of_a_closed_flow_rests_while_another_is_free() -> Result<()> {
     })
 }
 
+/// A7.6
 #[test]
 fn a_tcp_flow_outlives_its_backend_in_the_configuration() -> Result<()> {
     with_both(|both| {
@@ -439,6 +441,7 @@ fn no_free_port_is_a_counted_drop() -> Result<()> {
     })
 }
 
+/// A7.1
 #[test]
 fn udp_leaves_a_backend_that_is_no_longer_usable() -> Result<()> {
     with_both(|both| {

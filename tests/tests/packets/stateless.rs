@@ -102,6 +102,7 @@ fn outer(own: [u8; 6], to: [u8; 6], address: IpAddr, inner: &[u8], frame: &[u8])
     built
 }
 
+/// A10.6
 #[test]
 fn dscp_and_ecn_are_copied_to_the_outer_header() -> Result<()> {
     with_both(|both| {
@@ -139,6 +140,7 @@ fn a_flow_stays_with_its_backend_and_flows_spread() -> Result<()> {
     })
 }
 
+/// A8.2, A8.4, A8.6
 #[test]
 fn affinity_looks_at_the_client_address_alone() -> Result<()> {
     with_both(|both| {

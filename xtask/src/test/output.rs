@@ -3,6 +3,8 @@
 //! libtest knows no test that skips itself, so it counts one as passed; here it is taken out of the passed ones. The
 //! lines come from `--show-output`, under the heading of the test that wrote them.
 
+use crate::contract::results::Results;
+
 /// Sum of one or more test binaries.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -12,6 +14,8 @@ pub(crate) struct Tally {
     /// One a test, in order of appearance.
     pub(crate) skipped: Vec<Skip>,
     pub(crate) failures: Vec<String>,
+    /// How each test ended that libtest named.
+    pub(crate) results: Results,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +36,7 @@ impl Tally {
         self.failed += other.failed;
         self.skipped.extend(other.skipped);
         self.failures.extend(other.failures);
+        self.results.extend(other.results);
     }
 
     /// `N passed, M failed`, and `, K skipped` if any.
@@ -69,6 +74,11 @@ impl Reader {
             self.binary_ended(result);
         } else if let Some(name) = failed_test(line) {
             self.tally.failures.push(name.to_owned());
+            self.tally
+                .results
+                .insert(name.to_owned(), "FAILED".to_owned());
+        } else if let Some(name) = passed_test(line) {
+            self.tally.results.insert(name.to_owned(), "ok".to_owned());
         } else if let Some(need) = skipped(line) {
             let test = self.test.clone().unwrap_or_else(|| "?".to_owned());
             if test == "?" || self.skips.iter().all(|skip| skip.test != test) {
@@ -94,6 +104,10 @@ impl Reader {
         // A test may say that it lacks something and fail all the same.
         let failures = &self.tally.failures;
         self.skips.retain(|skip| !failures.contains(&skip.test));
+        for skip in &self.skips {
+            let result = "skipped".to_owned();
+            self.tally.results.insert(skip.test.clone(), result);
+        }
         self.tally.passed += count("passed").saturating_sub(self.skips.len());
         self.tally.failed += count("failed");
         self.tally.skipped.append(&mut self.skips);
@@ -105,6 +119,11 @@ impl Reader {
 fn failed_test(line: &str) -> Option<&str> {
     let name = line.strip_prefix("test ")?.strip_suffix(" ... FAILED")?;
     Some(name.strip_suffix(" - should panic").unwrap_or(name))
+}
+
+/// `test some::name ... ok`
+fn passed_test(line: &str) -> Option<&str> {
+    line.strip_prefix("test ")?.strip_suffix(" ... ok")
 }
 
 /// A line of its own, or what a test wrote past the capture behind its own name.

@@ -51,6 +51,7 @@ fn sets() -> impl Strategy<Value = Vec<Share>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
+    /// A4.9
     #[test]
     fn shares_keep_their_bounds(set in sets(), key in any::<[u64; 2]>()) {
         let table = table(key, &set);
@@ -67,6 +68,7 @@ proptest! {
         prop_assert!(owned.keys().all(|owner| set.iter().any(|share| share.ordinal == *owner)));
     }
 
+    /// A4.9
     #[test]
     fn a_table_depends_on_the_set_alone(set in sets(), other in sets()) {
         let mut used = Scratch::default();
