@@ -13,6 +13,8 @@ use tokio::time::Instant;
 mod cluster;
 mod flush;
 mod lease;
+#[cfg(test)]
+mod tests;
 
 use super::paths::{Moved, Paths};
 use crate::{

@@ -1,0 +1,248 @@
+//! The cluster's services in maps that are in memory.
+
+use std::collections::BTreeSet;
+
+use lb_common::abi::{Mode, Region, service_flag};
+
+use super::*;
+use crate::{
+    cluster::facts::{
+        self, Address, Change, Endpoint, Ingress, Kind, Object, ObjectKey, ServicePort, Slice,
+        SlicePort,
+    },
+    dataplane::Fake,
+};
+
+const LIMITS: &str = "limits: {frontends: 2048, backends: 4096, flows: 16}";
+
+fn start(rest: &str, maps: Fake) -> Engine<Fake> {
+    let text = format!(
+        "apiVersion: config.millrace.io/v1alpha1\nkind: MillraceConfiguration\nkubernetes: {{}}\n{rest}\n"
+    );
+    let config = Config::parse(&text, "lb.yaml").unwrap_or_else(|errors| panic!("{errors}"));
+    let start = Start {
+        config,
+        facts: Facts::default(),
+        drains: Drains::default(),
+        hash_key: Some([1, 2]),
+        hz: 1000,
+        node: "n1".to_owned(),
+    };
+    Engine::start(start, maps).unwrap()
+}
+
+fn fresh(rest: &str) -> Engine<Fake> {
+    let config = "apiVersion: config.millrace.io/v1alpha1\nkind: MillraceConfiguration\n";
+    let config = Config::parse(&format!("{config}{rest}\n"), "lb.yaml").unwrap();
+    start(rest, Fake::new(config.limits))
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("default", name)
+}
+
+/// A Service with one VIP.
+fn service(name: &str, vip: &str) -> Change {
+    let fact = facts::Service {
+        uid: format!("uid-{name}"),
+        kind: "LoadBalancer".into(),
+        cluster_ip: "10.96.0.1".into(),
+        ports: vec![ServicePort {
+            name: "http".into(),
+            protocol: "TCP".into(),
+            port: 80,
+            node_port: 0,
+        }],
+        ingress: vec![Ingress {
+            ip: Some(vip.into()),
+            ip_mode: None,
+        }],
+        ..facts::Service::default()
+    };
+    Change::Applied(Box::new(Object::Service(key(name), fact)))
+}
+
+/// Its slice, with endpoints on this node.
+fn slice(name: &str, endpoints: &[&str]) -> Change {
+    let endpoints = endpoints.iter().map(|address| Endpoint {
+        address: Address::read(address),
+        node: Some("n1".into()),
+        ..Endpoint::default()
+    });
+    let fact = Slice {
+        service: name.into(),
+        address_type: "IPv4".into(),
+        ports: vec![SlicePort {
+            name: Some("http".into()),
+            protocol: Some("TCP".into()),
+            port: Some(8080),
+        }],
+        endpoints: endpoints.collect(),
+        ..Slice::default()
+    };
+    Change::Applied(Box::new(Object::EndpointSlice(key(name), fact)))
+}
+
+fn listed(kind: Kind, changes: Vec<Change>) -> Vec<Change> {
+    let begin = std::iter::once(Change::ListBegins(kind));
+    begin
+        .chain(changes)
+        .chain([Change::ListEnds(kind)])
+        .collect()
+}
+
+/// What a whole list of each kind says.
+fn told(services: Vec<Change>, slices: Vec<Change>) -> Vec<Change> {
+    [
+        listed(Kind::Service, services),
+        listed(Kind::EndpointSlice, slices),
+        listed(Kind::Node, Vec::new()),
+    ]
+    .concat()
+}
+
+fn vips(engine: &mut Engine<Fake>) -> BTreeSet<String> {
+    let frontends = engine.dataplane_mut().frontends.keys();
+    let real = frontends.filter(|key| key.port != 0);
+    real.map(|key| key.address.to_string()).collect()
+}
+
+/// A11.6, A13.4
+#[test]
+fn what_is_pinned_is_forwarded_until_the_cluster_is_known_whole() {
+    let mut first = fresh(LIMITS);
+    first.cluster(told(
+        vec![
+            service("web", "203.0.113.10"),
+            service("old", "203.0.113.11"),
+        ],
+        vec![slice("web", &["10.1.0.1", "10.1.0.2"])],
+    ));
+    first.flush().unwrap();
+    let before = first.into_dataplane();
+
+    let mut again = start(LIMITS, before.clone());
+    let alike = |engine: &mut Engine<Fake>| {
+        let now = engine.dataplane_mut();
+        now.services == before.services
+            && now.frontends == before.frontends
+            && now.backends == before.backends
+            && now.slots == before.slots
+    };
+    again.flush().unwrap();
+    assert!(alike(&mut again), "nothing is known");
+    again.cluster(listed(Kind::Service, vec![service("web", "203.0.113.10")]));
+    again.flush().unwrap();
+    assert!(alike(&mut again), "no endpoint is known");
+    again.cluster(listed(Kind::Node, Vec::new()));
+    again.cluster(vec![slice("web", &["10.1.0.1", "10.1.0.2"])]);
+    assert!(!again.is_behind());
+    again.cluster(vec![Change::ListBegins(Kind::EndpointSlice)]);
+    again.cluster(vec![slice("web", &["10.1.0.1", "10.1.0.2"])]);
+    again.cluster(vec![Change::ListEnds(Kind::EndpointSlice)]);
+    assert!(again.is_behind());
+    again.flush().unwrap();
+    // Who is gone meanwhile goes now; the other one is as it was.
+    assert_eq!(vips(&mut again), ["203.0.113.10".to_owned()].into());
+    let entry = |maps: &Fake| {
+        let mut entries = maps.frontends.iter();
+        let web =
+            entries.find(|(key, _)| key.address.to_string() == "203.0.113.10" && key.port == 80);
+        web.map(|(_, value)| (*value, maps.services[&value.service]))
+    };
+    assert_eq!(entry(again.dataplane_mut()), entry(&before));
+}
+
+/// A13.5
+#[test]
+fn a_service_that_does_not_fit_is_named_and_holds_up_no_other() {
+    let mut engine = fresh("limits: {frontends: 2, backends: 4096, flows: 16}");
+    let services = vec![
+        service("a", "203.0.113.10"),
+        service("b", "203.0.113.11"),
+        service("c", "203.0.113.12"),
+    ];
+    engine.cluster(told(services, vec![slice("a", &["10.1.0.1"])]));
+    let error = engine.flush().unwrap_err().to_string();
+    assert!(
+        error.starts_with("service default/c: frontends: "),
+        "{error}"
+    );
+    assert_eq!(vips(&mut engine).len(), 2);
+    let skipped: Vec<_> = engine
+        .skips()
+        .map(|skip| (skip.reason.name(), &skip.object))
+        .collect();
+    assert_eq!(skipped, [("MapsFull", &key("c"))]);
+    assert!(engine.cluster_news().is_some());
+    assert!(
+        engine.has_unfit() && !engine.is_behind(),
+        "it waits for its time"
+    );
+    // The others go on.
+    engine.cluster(vec![slice("a", &["10.1.0.1", "10.1.0.2"])]);
+    let flushed = engine.flush().unwrap();
+    assert_eq!(flushed.services.len(), 1);
+    // Room is made.
+    engine.cluster(vec![Change::Deleted(Kind::Service, key("b"))]);
+    engine.flush().unwrap();
+    engine.retry_unfit();
+    engine.flush().unwrap();
+    assert!(!engine.has_unfit());
+    assert_eq!(engine.skips().count(), 0);
+    assert!(vips(&mut engine).contains("203.0.113.12"));
+}
+
+/// A6.4
+#[test]
+fn endpoints_come_and_go_without_a_trace() {
+    let mut engine = fresh(LIMITS);
+    engine.cluster(told(vec![service("web", "203.0.113.10")], Vec::new()));
+    engine.flush().unwrap();
+    let table = |engine: &mut Engine<Fake>| {
+        let maps = engine.dataplane_mut();
+        let live = maps
+            .services
+            .values()
+            .find(|one| one.flags & service_flag::LIVE != 0);
+        Region(live.unwrap().table)
+    };
+    assert!(table(&mut engine).is_empty());
+    let empty = engine.dataplane_mut().frontends.clone();
+    engine.cluster(vec![slice("web", &["10.1.0.1"])]);
+    engine.flush().unwrap();
+    assert!(!table(&mut engine).is_empty());
+    let backends: Vec<_> = engine.dataplane_mut().backends.values().copied().collect();
+    assert_eq!((backends.len(), backends[0].mode), (1, Mode::Local as u8));
+    assert_eq!(backends[0].state, 1);
+    engine.cluster(vec![slice("web", &[])]);
+    engine.flush().unwrap();
+    assert!(table(&mut engine).is_empty());
+    assert_eq!(
+        engine.dataplane_mut().frontends,
+        empty,
+        "the frontend was there all along"
+    );
+}
+
+/// A13.2
+#[test]
+fn one_change_among_a_thousand_services_plans_one() {
+    let mut engine = fresh(LIMITS);
+    let vip = |at: u32| format!("198.18.{}.{}", at / 250, at % 250 + 1);
+    let services = (0..1000).map(|at| service(&format!("s{at}"), &vip(at)));
+    let slices = (0..1000).map(|at| slice(&format!("s{at}"), &["10.1.0.1"]));
+    engine.cluster(told(services.collect(), slices.collect()));
+    let all = engine.flush().unwrap();
+    assert_eq!(all.services.len(), 1000);
+    engine.cluster(vec![slice("s7", &["10.1.0.1", "10.1.0.2"])]);
+    let one = engine.flush().unwrap();
+    assert_eq!(
+        one.services
+            .iter()
+            .map(ServiceName::as_str)
+            .collect::<Vec<_>>(),
+        ["default/s7"]
+    );
+    assert!(one.ops < 20, "{}", one.ops);
+}
