@@ -210,11 +210,14 @@ impl<D: Dataplane> Reconciler<D> {
         let flushed = self.engine.flush();
         self.report.flushed(&flushed, begin.elapsed(), &self.engine);
         self.tell_cluster();
-        let Flushed { ops, services } = flushed?;
-        for name in &services {
+        let (Ok(done) | Err(FlushError::Plan { flushed: done, .. })) = &flushed else {
+            return flushed.map(|_| ());
+        };
+        for name in &done.services {
             self.replies
                 .follow(name, self.engine.desired(name).as_ref());
         }
+        let Flushed { ops, services } = flushed?;
         if ops > 0 {
             let took = begin.elapsed();
             tracing::debug!(ops, services = services.len(), ?took, "applied");

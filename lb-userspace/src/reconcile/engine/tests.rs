@@ -156,41 +156,35 @@ fn what_is_pinned_is_forwarded_until_the_cluster_is_known_whole() {
 /// A13.5
 #[test]
 fn a_service_that_does_not_fit_is_named_and_holds_up_no_other() {
-    let mut engine = fresh("limits: {frontends: 2, backends: 4096, flows: 16}");
-    let services = vec![
-        service("a", "203.0.113.10"),
-        service("b", "203.0.113.11"),
-        service("c", "203.0.113.12"),
-    ];
-    engine.cluster(told(services, vec![slice("a", &["10.1.0.1"])]));
+    // The place of one that is replaced is not given out.
+    let mut engine = fresh("limits: {frontends: 1, backends: 4096, flows: 16}");
+    let services = (0..65).map(|at| service(&format!("s{at:02}"), &format!("203.0.113.{at}")));
+    engine.cluster(told(services.collect(), vec![slice("s00", &["10.1.0.1"])]));
     let error = engine.flush().unwrap_err().to_string();
-    assert!(
-        error.starts_with("service default/c: frontends: "),
-        "{error}"
-    );
-    assert_eq!(vips(&mut engine).len(), 2);
-    let skipped: Vec<_> = engine
+    assert!(error.starts_with("service default/s64: "), "{error}");
+    assert!(error.ends_with("raise limits.frontends"), "{error}");
+    assert_eq!(vips(&mut engine).len(), 64);
+    let skipped = engine
         .skips()
-        .map(|skip| (skip.reason.name(), &skip.object))
-        .collect();
-    assert_eq!(skipped, [("MapsFull", &key("c"))]);
-    assert!(engine.cluster_news().is_some());
+        .map(|skip| (skip.reason.name(), &skip.object));
+    assert_eq!(skipped.collect::<Vec<_>>(), [("MapsFull", &key("s64"))]);
+    let (warnings, _) = engine.cluster_news().unwrap();
+    assert_eq!(warnings.len(), 1);
     assert!(
         engine.has_unfit() && !engine.is_behind(),
         "it waits for its time"
     );
     // The others go on.
-    engine.cluster(vec![slice("a", &["10.1.0.1", "10.1.0.2"])]);
-    let flushed = engine.flush().unwrap();
-    assert_eq!(flushed.services.len(), 1);
+    engine.cluster(vec![slice("s00", &["10.1.0.1", "10.1.0.2"])]);
+    assert_eq!(engine.flush().unwrap().services.len(), 1);
     // Room is made.
-    engine.cluster(vec![Change::Deleted(Kind::Service, key("b"))]);
+    engine.cluster(vec![Change::Deleted(Kind::Service, key("s01"))]);
     engine.flush().unwrap();
     engine.retry_unfit();
     engine.flush().unwrap();
     assert!(!engine.has_unfit());
     assert_eq!(engine.skips().count(), 0);
-    assert!(vips(&mut engine).contains("203.0.113.12"));
+    assert!(vips(&mut engine).contains("203.0.113.64"));
 }
 
 /// A6.4
