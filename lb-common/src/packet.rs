@@ -68,6 +68,14 @@ pub trait Packet {
     #[must_use]
     fn write<H: Header>(&mut self, offset: u32, header: &H) -> bool;
 
+    /// The outermost tag if it is no longer in the frame (the stack takes it out), as [`crate::abi::tag`] has it; else 0.
+    fn stripped(&self) -> u32;
+
+    /// Makes of a link header of `from` bytes one of `to`; the caller writes all of it. Only in the driver. False if that
+    /// leaves no headroom.
+    #[must_use]
+    fn resize_link(&mut self, from: u32, to: u32) -> bool;
+
     /// Opens `room` (8, 20, 28, 40 or 48) bytes behind a link header of `link` (14, 18 or 22) bytes, which moves to the
     /// front; in the driver without its MACs and its last EtherType, which the caller writes there in any case. `outer_v6`
     /// says which header will stand there. False if the driver leaves no headroom.

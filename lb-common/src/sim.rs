@@ -11,7 +11,7 @@ use std::{
 use crate::{
     abi::{
         Announced, AnnouncedKey, Backend, BackendCount, Flow, Fragment, FragmentKey, Frontend,
-        FrontendCount, FrontendKey, NextHop, Reason, Service, Tuple, filter_bit,
+        FrontendCount, FrontendKey, NextHop, Reason, Segment, Service, Tuple, filter_bit,
     },
     bytes::{Addr, Address, V4, V6},
     checksum::{self, Delta},
@@ -52,6 +52,16 @@ impl Packet for Frame {
         };
         // SAFETY: `bytes` has the size of H.
         unsafe { bytes.as_mut_ptr().cast::<H>().write_unaligned(*header) };
+        true
+    }
+
+    fn stripped(&self) -> u32 {
+        0
+    }
+
+    fn resize_link(&mut self, from: u32, to: u32) -> bool {
+        let to = core::iter::repeat_n(0, to as usize);
+        self.bytes.splice(..from as usize, to);
         true
     }
 
@@ -127,6 +137,8 @@ pub struct World {
     pub members: HashMap<u32, u64>,
     pub backends: HashMap<u32, Backend>,
     pub next_hops: HashMap<u32, NextHop>,
+    /// The stack's interfaces, where they are others than the devices.
+    pub interfaces: HashMap<Segment, u32>,
     /// Jiffies.
     pub now: u64,
     /// Runs as the tc program does, not as the XDP program.
@@ -238,7 +250,7 @@ macro_rules! family_tables {
                 self.$field.fragments.borrow_mut().insert(*key, *fragment);
             }
 
-            fn route(&self, _source: $address, destination: $address) -> Route {
+            fn route(&self, _from: u32, _source: $address, destination: $address) -> Route {
                 self.$field
                     .routes
                     .iter()
@@ -279,6 +291,11 @@ impl Tables for World {
 
     fn next_hop(&self, id: u32) -> Option<impl Deref<Target = NextHop>> {
         self.next_hops.get(&id)
+    }
+
+    fn interface(&self, segment: &Segment) -> u32 {
+        let known = self.interfaces.get(segment);
+        known.copied().unwrap_or(segment.ifindex)
     }
 
     fn jiffies(&self) -> u64 {

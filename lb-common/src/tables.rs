@@ -5,7 +5,7 @@ use core::ops::Deref;
 use crate::{
     abi::{
         Announced, AnnouncedKey, Backend, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Hop,
-        NextHop, Reason, Service, Tuple,
+        NextHop, Reason, Segment, Service, Tuple,
     },
     bytes::{Addr, Address, V4, V6},
     pipeline::Step,
@@ -88,8 +88,8 @@ pub trait FamilyTables<A: Address> {
     /// Remembers a first fragment, in the place of another with its key.
     fn remember_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment<A>);
 
-    /// Asks the kernel's routing table.
-    fn route(&self, source: A, destination: A) -> Route;
+    /// Asks the kernel's routing table for the way of a packet that comes in by interface `from`.
+    fn route(&self, from: u32, source: A, destination: A) -> Route;
 }
 
 /// All tables.
@@ -102,6 +102,8 @@ pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
     fn member(&self, index: u32) -> Option<u64>;
     fn backend(&self, id: u32) -> Option<impl Deref<Target = Backend>>;
     fn next_hop(&self, id: u32) -> Option<impl Deref<Target = NextHop>>;
+    /// The stack's interface for a segment: a VLAN device; the bond that a device is a port of; else the device itself.
+    fn interface(&self, segment: &Segment) -> u32;
     /// Jiffies, all 64 bits.
     fn jiffies(&self) -> u64;
     /// Jiffies, low 32 bits: what flows and buckets are stamped with.

@@ -7,7 +7,8 @@
 use crate::{
     abi::{
         Announced, AnnouncedKey, Backend, BackendCount, Bucket, Flow, Fragment, FragmentKey,
-        Frontend, FrontendCount, FrontendKey, NextHop, Service, Settings, SourceKey, Tuple,
+        Frontend, FrontendCount, FrontendKey, NextHop, Segment, Service, Settings, SourceKey,
+        Tuple,
     },
     bytes::{V4, V6},
 };
@@ -37,6 +38,7 @@ pod!(
     FrontendKey<V4>,
     FrontendKey<V6>,
     NextHop,
+    Segment,
     Service,
     Settings,
     SourceKey<V4>,

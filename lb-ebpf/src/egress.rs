@@ -88,6 +88,16 @@ impl Packet for Leaving {
     }
 
     #[inline(always)]
+    fn stripped(&self) -> u32 {
+        tc::stripped(self.skb)
+    }
+
+    #[inline(always)]
+    fn resize_link(&mut self, _from: u32, _to: u32) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn open(&mut self, _link: u32, _room: u32, _outer_v6: bool) -> bool {
         false
     }

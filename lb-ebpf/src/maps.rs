@@ -9,8 +9,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, BackendCount, Bucket, FILTER_WORDS, Flow, Fragment,
-        FragmentKey, Frontend, FrontendCount, FrontendKey, NextHop, Reason, Service, Settings,
-        SourceKey, Tuple,
+        FragmentKey, Frontend, FrontendCount, FrontendKey, NextHop, Reason, Segment, Service,
+        Settings, SourceKey, Tuple,
     },
     bytes::{V4, V6},
     pipeline::Scratch,
@@ -78,6 +78,14 @@ pub static FRAGMENTS6: LruHashMap<FragmentKey<V6>, Fragment<V6>> =
 /// Devices that XDP may send on: interface index to itself. The agent writes them.
 #[map]
 pub static DEVICES: DevMapHash = DevMapHash::with_max_entries(1024, 0);
+
+/// The stack's interfaces whose frames XDP meets on another device: VLAN devices by device and tags, and bonds by their
+/// ports. And the other way about: where frames leave that are to leave by such an interface, for route look-ups. The agent
+/// inserts and deletes entries; not preallocated, as the frontends.
+#[map]
+pub static INTERFACES: HashMap<Segment, u32> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+#[map]
+pub static SEGMENTS: HashMap<u32, Segment> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
 /// VIPs announced on the LAN, by interface. The agent inserts and deletes entries; the program counts in its CPU's value.
 /// Not preallocated, as the frontends.

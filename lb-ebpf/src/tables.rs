@@ -11,7 +11,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, Bucket, Flow, Fragment, FragmentKey, Frontend,
-        FrontendKey, Hop, NextHop, Reason, Service, SourceKey, Tuple,
+        FrontendKey, Hop, NextHop, Reason, Segment, Service, SourceKey, Tuple,
     },
     bytes::{Addr, Address, Macs, V4, V6},
     tables::{Budget, FamilyTables, FlowTable, Home, Route, Tables},
@@ -20,7 +20,8 @@ use lb_common::{
 use crate::maps::{
     ADDRESSES, ANNOUNCED4, ANNOUNCED6, BACKEND_STATS, BACKENDS, BUCKETS, DEVICES, FLOWS4, FLOWS6,
     FRAGMENTS4, FRAGMENTS6, FRONTEND_STATS, FRONTENDS4, FRONTENDS6, HALF_OPEN4, HALF_OPEN6,
-    MEMBERS, NEXT_HOPS, REASONS, ROUTE, SERVICES, SETTINGS, SLOTS, SOURCES4, SOURCES6,
+    INTERFACES, MEMBERS, NEXT_HOPS, REASONS, ROUTE, SEGMENTS, SERVICES, SETTINGS, SLOTS, SOURCES4,
+    SOURCES6,
 };
 
 /// All tables; the context is what route look-ups need.
@@ -43,9 +44,20 @@ const PROHIBIT: i64 = 3;
 const NO_NEIGHBOUR: i64 = 7;
 
 impl<const TC: bool> KernelTables<TC> {
+    /// Where XDP sends what leaves by an interface; the stack needs no other.
     #[inline(always)]
-    fn fib(&self, query: &mut bpf_fib_lookup) -> Route {
-        query.ifindex = self.ingress;
+    fn segment(&self, ifindex: u32) -> Segment {
+        let itself = Segment { ifindex, tags: 0 };
+        if TC || ifindex == self.ingress {
+            return itself;
+        }
+        // SAFETY: entries are immutable, and freed after a grace period; the value is copied out.
+        unsafe { SEGMENTS.get(ifindex) }.copied().unwrap_or(itself)
+    }
+
+    #[inline(always)]
+    fn fib(&self, from: u32, query: &mut bpf_fib_lookup) -> Route {
+        query.ifindex = from;
         // One byte fits any MTU; asking at all makes the kernel say it (5.12; older ones leave the 1).
         query.__bindgen_anon_1.tot_len = 1;
         // SAFETY: the kernel reads and writes the struct it is given, and the context is this program's own.
@@ -61,25 +73,28 @@ impl<const TC: bool> KernelTables<TC> {
             (query.__bindgen_anon_1.mtu_result, gateway)
         };
         match answer {
-            // A VLAN, a bridge: the stack sends there.
-            FOUND
-                if !TC
-                    && query.ifindex != self.ingress
-                    && DEVICES.get_ifindex(query.ifindex).is_none() =>
-            {
-                Route::Neighbour {
-                    ifindex: query.ifindex,
-                    gateway,
+            FOUND => {
+                let segment = self.segment(query.ifindex);
+                let sends = TC
+                    || segment.ifindex == self.ingress
+                    || DEVICES.get_ifindex(segment.ifindex).is_some();
+                if sends {
+                    Route::Hop {
+                        hop: Hop {
+                            segment,
+                            macs: Macs::new(query.dmac, query.smac),
+                        },
+                        mtu: if mtu > 1 { mtu } else { u16::MAX },
+                        gateway,
+                    }
+                } else {
+                    // A bridge: the stack sends there.
+                    Route::Neighbour {
+                        ifindex: query.ifindex,
+                        gateway,
+                    }
                 }
             }
-            FOUND => Route::Hop {
-                hop: Hop {
-                    ifindex: query.ifindex,
-                    macs: Macs::new(query.dmac, query.smac),
-                },
-                mtu: if mtu > 1 { mtu } else { u16::MAX },
-                gateway,
-            },
             NO_NEIGHBOUR => Route::Neighbour {
                 ifindex: query.ifindex,
                 gateway,
@@ -258,7 +273,7 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
-            fn route(&self, $source: $address, $destination: $address) -> Route {
+            fn route(&self, from: u32, $source: $address, $destination: $address) -> Route {
                 let Some(query) = ROUTE.get_ptr_mut(0) else {
                     return Route::Unknown;
                 };
@@ -269,7 +284,7 @@ macro_rules! family_tables {
                     &mut *query
                 };
                 $fill
-                self.fib($query)
+                self.fib(from, $query)
             }
         }
     };
@@ -336,6 +351,13 @@ impl<const TC: bool> Tables for KernelTables<TC> {
     #[inline(always)]
     fn next_hop(&self, id: u32) -> Option<impl Deref<Target = NextHop>> {
         NEXT_HOPS.get(id)
+    }
+
+    #[inline(always)]
+    fn interface(&self, segment: &Segment) -> u32 {
+        // SAFETY: as for `segment`.
+        let known = unsafe { INTERFACES.get(segment) };
+        known.copied().unwrap_or(segment.ifindex)
     }
 
     #[inline(always)]

@@ -18,6 +18,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use lb_common::{
+    abi::tag,
     bytes::{Addr, Address as _, V4},
     checksum::Delta,
     packet::{Header, MAX_OFFSET, Packet},
@@ -38,7 +39,7 @@ pub fn millrace_tc(context: TcContext) -> i32 {
     };
     let skb = context.skb.skb;
     // SAFETY: the kernel gives a valid skb.
-    let (ingress, tagged) = unsafe { ((*skb).ifindex, (*skb).vlan_present) };
+    let ingress = unsafe { (*skb).ifindex };
     // Headers that lie in fragments come into the linear part; where that fails, reads do.
     // SAFETY: the skb is this program's own.
     unsafe { bpf_skb_pull_data(skb, MAX_OFFSET.min((*skb).len)) };
@@ -52,14 +53,28 @@ pub fn millrace_tc(context: TcContext) -> i32 {
     let mut frame = Skb { skb, ingress };
     match pipeline::process(&mut frame, &tables, settings, scratch) {
         Verdict::Neighbour { ifindex } => {
-            if tagged != 0 {
-                // SAFETY: the skb is this program's own.
-                unsafe { bpf_skb_vlan_pop(skb) };
-            }
+            untag(skb);
             redirect(ifindex, &tables.gateway.get())
         }
         Verdict::Drop(_) => TC_ACT_SHOT,
         _ => TC_ACT_UNSPEC,
+    }
+}
+
+/// Takes out the tag that the skb has beside its frame. The kernel puts the next one there, if there is one.
+#[inline(always)]
+fn untag(skb: *mut __sk_buff) {
+    const MOST: u32 = 2;
+    let mut tag = 0;
+    while tag < MOST {
+        // SAFETY: the skb is this program's own, and the kernel gives a valid one.
+        unsafe {
+            if (*skb).vlan_present == 0 {
+                return;
+            }
+            bpf_skb_vlan_pop(skb);
+        }
+        tag += 1;
     }
 }
 
@@ -89,6 +104,18 @@ fn redirect(ifindex: u32, gateway: &Addr) -> i32 {
     unsafe { bpf_redirect_neigh(ifindex, &mut neighbour, size, 0) as i32 }
 }
 
+/// The tag that the skb has beside its frame; 0 if none.
+#[inline(always)]
+pub(crate) fn stripped(skb: *mut __sk_buff) -> u32 {
+    const SERVICE: u32 = 0x88a8_u16.to_be() as u32;
+    // SAFETY: the kernel gives a valid skb.
+    let (present, tci, kind) = unsafe { ((*skb).vlan_present, (*skb).vlan_tci, (*skb).vlan_proto) };
+    if present == 0 {
+        return 0;
+    }
+    tag(tci as u16, kind == SERVICE)
+}
+
 struct Skb {
     skb: *mut __sk_buff,
     ingress: u32,
@@ -114,6 +141,17 @@ impl Packet for Skb {
     #[inline(always)]
     fn write<H: Header>(&mut self, offset: u32, header: &H) -> bool {
         self.skb.store(offset, header)
+    }
+
+    #[inline(always)]
+    fn stripped(&self) -> u32 {
+        stripped(self.skb)
+    }
+
+    /// The stack takes care of tags.
+    #[inline(always)]
+    fn resize_link(&mut self, _from: u32, _to: u32) -> bool {
+        false
     }
 
     #[inline(always)]

@@ -99,6 +99,18 @@ impl Packet for XdpFrame {
     }
 
     #[inline(always)]
+    fn stripped(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn resize_link(&mut self, from: u32, to: u32) -> bool {
+        let by = from as i32 - to as i32;
+        // SAFETY: the context is this program's own.
+        unsafe { bpf_xdp_adjust_head(self.context.ctx, by) == 0 }
+    }
+
+    #[inline(always)]
     fn open(&mut self, link: u32, room: u32, _outer_v6: bool) -> bool {
         let tags = if link > 14 {
             self.read::<[u32; 2]>(12)

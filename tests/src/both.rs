@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    abi::{Hop, Reason, Settings},
+    abi::{Hop, NextHop, Reason, Segment, Settings},
     bytes::{Addr, Address as _, Macs, V4, V6},
     pipeline::{self, Scratch, Step, Verdict},
     sim::{Frame, World},
@@ -131,6 +131,25 @@ impl Both {
         Ok(())
     }
 
+    /// Gives both another next hop.
+    pub fn change_next_hop(&mut self, id: u32, change: impl FnOnce(&mut NextHop)) -> Result<()> {
+        let mut value = self.host.next_hops[&id];
+        change(&mut value);
+        self.host.next_hops.insert(id, value);
+        self.apply(&[Op::NextHop { id, value }])
+    }
+
+    /// Tells both that frames of a segment are an interface's.
+    pub fn insert_interface(&mut self, segment: Segment, ifindex: u32) -> Result<()> {
+        self.host.interfaces.insert(segment, ifindex);
+        self.apply(&[Op::InsertInterface { segment, ifindex }])
+    }
+
+    /// Applies ops in the kernel alone.
+    pub fn apply(&mut self, ops: &[Op]) -> Result<()> {
+        Ok(self.place.installation.dataplane()?.apply(ops)?)
+    }
+
     /// Decides a frame twice; an error where the two differ.
     pub fn run(&mut self, bytes: &[u8]) -> Result<Outcome> {
         let ingress = self.uplinks[0].1;
@@ -245,7 +264,7 @@ pub fn routes(world: &mut World, ifindex: u32, mac: [u8; 6]) {
     let mtu = if is_at_least(5, 12) { 1500 } else { u16::MAX };
     let hop = |last: u8, gateway: &str| Route::Hop {
         hop: Hop {
-            ifindex,
+            segment: Segment { ifindex, tags: 0 },
             macs: Macs::new([2, 0, 0, 0, 0, last], mac),
         },
         mtu,
@@ -260,12 +279,15 @@ pub fn routes(world: &mut World, ifindex: u32, mac: [u8; 6]) {
     world.v4.routes = vec![
         (v4("10.9.0.0"), 16, Route::None),
         (v4("10.0.0.13"), 32, hop(0x13, "10.0.0.13")),
-        (v4("10.0.0.77"), 32, neighbour("10.0.0.77")),
+        (v4("10.0.0.254"), 32, hop(0xfe, "10.0.0.254")),
+        // Nobody else on link is known.
+        (v4("10.0.0.0"), 24, neighbour("10.0.0.77")),
         (v4("0.0.0.0"), 0, hop(0xfe, "10.0.0.254")),
     ];
     world.v6.routes = vec![
         (v6("2001:db8:1::13"), 128, hop(0x13, "2001:db8:1::13")),
-        (v6("2001:db8:1::77"), 128, neighbour("2001:db8:1::77")),
+        (v6("2001:db8:1::fe"), 128, hop(0xfe, "2001:db8:1::fe")),
+        (v6("2001:db8:1::"), 64, neighbour("2001:db8:1::77")),
         (v6("::"), 0, hop(0xfe, "2001:db8:1::fe")),
     ];
 }

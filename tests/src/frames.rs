@@ -409,14 +409,20 @@ impl Frames {
         self.packet(from, (to, port), protocol)
     }
 
-    /// With one VLAN tag, two, or one too many.
+    /// A client's or a backend's, with one VLAN tag, two, or one too many.
     fn tagged(&mut self) -> Vec<u8> {
-        let frame = self.by_client();
-        let id = self.below(4095) as u16;
-        let tag = [0x81, 0, (id >> 8) as u8, id as u8];
+        let reply = if self.below(2) == 0 {
+            self.reply()
+        } else {
+            None
+        };
+        let frame = reply.unwrap_or_else(|| self.by_client());
         let mut tagged = frame[..12].to_vec();
         for _ in 0..=self.below(3) {
-            tagged.extend(tag);
+            let kind = [[0x81, 0], [0x88, 0xa8]][self.below(2) as usize];
+            tagged.extend(kind);
+            // Priority and all.
+            tagged.extend((self.below(1 << 16) as u16).to_be_bytes());
         }
         tagged.extend(&frame[12..]);
         tagged

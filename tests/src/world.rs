@@ -6,7 +6,8 @@ use lb_common::sim::World;
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, FILTER_WORDS, Frontend, FrontendKey, Mode, NextHop,
-        Region, Service, Settings, SourceKey, filter_bit, leaving_bit, service_flag, slot_of,
+        Region, Segment, Service, Settings, SourceKey, filter_bit, leaving_bit, service_flag,
+        slot_of,
     },
     bytes::{Addr, Address as _, Be16, V4, V6},
 };
@@ -145,8 +146,7 @@ pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
                     known | NextHop::XDP_SEND,
                 ),
                 source: NextHop::source_word(mac, 1500),
-                ifindex,
-                reserved: 0,
+                segment: Segment { ifindex, tags: 0 },
                 gateway: addr("10.0.0.14"),
             },
         });
@@ -345,6 +345,9 @@ pub fn simulate(ops: &[Op]) -> World {
                         entries.insert(AnnouncedKey { ifindex, address }, value);
                     }
                 }
+            }
+            Op::InsertInterface { segment, ifindex } => {
+                world.interfaces.insert(*segment, *ifindex);
             }
             Op::Settings(_) | Op::InsertDevice { .. } => {}
             other => panic!("{other:?} is none of this world's"),

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    abi::flow_state,
+    abi::{flow_state, tag},
     bytes::{Address, Be16},
     pipeline::Verdict,
     sim::{Family, World},
@@ -44,6 +44,7 @@ fn host_and_kernel_agree_on_every_frame() -> Result<()> {
 
 fn agree(netns: &Netns) -> Result<()> {
     let mut both = Both::new(netns)?;
+    both.change_next_hop(2, |next| next.segment.tags = tag(7, false))?;
     let mut frames = Frames::new(0x2545_f491_4f6c_dd1d, both.uplinks[0].0);
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     let count = self::frames();

@@ -15,8 +15,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Backend, Flow, Frontend, FrontendCount, FrontendKey, NextHop, Reason, Region, Service,
-        Settings, SourceKey, Tuple, flow_state,
+        Backend, Flow, Frontend, FrontendCount, FrontendKey, NextHop, Reason, Region, Segment,
+        Service, Settings, SourceKey, Tuple, flow_state, tag,
     },
     bytes::{Addr, Be16, V4, V6},
 };
@@ -97,10 +97,17 @@ fn next_hop(id: u32) -> NextHop {
     NextHop {
         destination: u64::from(id) << 20 | NextHop::RESOLVED,
         source: u64::from(!id),
-        ifindex: id + 1,
-        reserved: 0,
+        segment: Segment {
+            ifindex: id + 1,
+            tags: tag(id as u16, false),
+        },
         gateway: Addr([id; 4]),
     }
+}
+
+fn segment(ifindex: u32, vlan: u16) -> Segment {
+    let tags = tag(vlan, false);
+    Segment { ifindex, tags }
 }
 
 fn key4(last: u8, port: u16) -> FrontendKey<V4> {
@@ -234,6 +241,26 @@ fn every_op() -> Vec<Op> {
         Op::InsertDevice { ifindex: 1 },
         Op::RemoveDevice { ifindex: 1 },
         Op::InsertDevice { ifindex: 1 },
+        Op::InsertInterface {
+            segment: segment(2, 7),
+            ifindex: 9,
+        },
+        Op::InsertInterface {
+            segment: segment(2, 8),
+            ifindex: 10,
+        },
+        Op::RemoveInterface {
+            segment: segment(2, 7),
+        },
+        Op::InsertSegment {
+            ifindex: 10,
+            segment: segment(2, 8),
+        },
+        Op::InsertSegment {
+            ifindex: 9,
+            segment: segment(2, 7),
+        },
+        Op::RemoveSegment { ifindex: 9 },
     ];
     for id in [1, 2, 10_921, 10_922, 10_923, LIMITS.backend_ids() - 1] {
         let value = backend(id);

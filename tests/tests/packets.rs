@@ -19,6 +19,8 @@ mod odd;
 mod stateful;
 #[path = "packets/stateless.rs"]
 mod stateless;
+#[path = "packets/vlan.rs"]
+mod vlan;
 
 use std::net::IpAddr;
 

@@ -21,8 +21,8 @@ use anyhow::{Context as _, Result, ensure};
 use etherparse::PacketBuilder;
 use lb_common::{
     abi::{
-        Backend, Frontend, FrontendKey, Mode, NO_OWNER, NextHop, Region, Service, filter_bit,
-        service_flag, slot_of,
+        Backend, Frontend, FrontendKey, Mode, NO_OWNER, NextHop, Region, Segment, Service,
+        filter_bit, service_flag, slot_of,
     },
     bytes::{Addr, Be16, V4},
     pipeline::Verdict,
@@ -172,7 +172,10 @@ impl Updater {
                 NextHop::RESOLVED | NextHop::XDP_SEND,
             ),
             source: NextHop::source_word(mac(service, id), 1500),
-            ifindex: INTERFACE,
+            segment: Segment {
+                ifindex: INTERFACE,
+                tags: 0,
+            },
             ..NextHop::default()
         };
         let value = Backend {

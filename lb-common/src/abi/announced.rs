@@ -6,7 +6,7 @@ use crate::bytes::Mac;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(C)]
 pub struct AnnouncedKey<A> {
-    /// Interface that the question comes in by.
+    /// Interface that the question comes in by, as the stack sees it: a VLAN device, a bond.
     pub ifindex: u32,
     pub address: A,
 }

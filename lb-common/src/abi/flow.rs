@@ -2,6 +2,7 @@
 //! the client's packet (client → VIP) and the backend's reply (backend → own address). Either is rebuilt from the
 //! other.
 
+use super::segment::Segment;
 use crate::bytes::{Be16, Macs};
 
 /// Key of `FLOWS4`, `HALF_OPEN4` (16 bytes) and `FLOWS6`, `HALF_OPEN6` (40 bytes): a packet's addresses and ports as
@@ -35,11 +36,11 @@ impl<A: Copy> Tuple<A> {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 pub struct Hop {
-    pub ifindex: u32,
+    pub segment: Segment,
     pub macs: Macs,
 }
 
-/// Value of the flow tables: 56 bytes (IPv4), 80 (IPv6).
+/// Value of the flow tables: 60 bytes (IPv4), 84 (IPv6).
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 pub struct Flow<A> {
@@ -116,6 +117,6 @@ impl<A: Copy> Flow<A> {
 
 const _: () = assert!(size_of::<Tuple<crate::bytes::V4>>() == 16);
 const _: () = assert!(size_of::<Tuple<crate::bytes::V6>>() == 40);
-const _: () = assert!(size_of::<Flow<crate::bytes::V4>>() == 56);
-const _: () = assert!(size_of::<Flow<crate::bytes::V6>>() == 80);
-const _: () = assert!(size_of::<Hop>() == 16);
+const _: () = assert!(size_of::<Flow<crate::bytes::V4>>() == 60);
+const _: () = assert!(size_of::<Flow<crate::bytes::V6>>() == 84);
+const _: () = assert!(size_of::<Hop>() == 20);

@@ -16,7 +16,7 @@ pub struct FragmentKey<A> {
     pub pad: [u8; 3],
 }
 
-/// Value of the fragment tables: 64 bytes (IPv4), 88 (IPv6).
+/// Value of the fragment tables: 68 bytes (IPv4), 92 (IPv6).
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 pub struct Fragment<A> {
@@ -36,5 +36,5 @@ impl<A> Fragment<A> {
 
 const _: () = assert!(size_of::<FragmentKey<crate::bytes::V4>>() == 16);
 const _: () = assert!(size_of::<FragmentKey<crate::bytes::V6>>() == 40);
-const _: () = assert!(size_of::<Fragment<crate::bytes::V4>>() == 64);
-const _: () = assert!(size_of::<Fragment<crate::bytes::V6>>() == 88);
+const _: () = assert!(size_of::<Fragment<crate::bytes::V4>>() == 68);
+const _: () = assert!(size_of::<Fragment<crate::bytes::V6>>() == 92);

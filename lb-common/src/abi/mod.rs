@@ -11,6 +11,7 @@ mod flow;
 mod fragment;
 mod frontend;
 mod next_hop;
+mod segment;
 mod service;
 mod settings;
 
@@ -21,5 +22,6 @@ pub use flow::{Flow, Hop, Tuple, flow_state};
 pub use fragment::{Fragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey, SourceKey};
 pub use next_hop::NextHop;
+pub use segment::{Segment, TAG_PRESENT, TAG_SERVICE, tag};
 pub use service::{NO_OWNER, OWNERS, Region, Service, owner, service_flag, slot_of};
 pub use settings::{Bucket, FILTER_WORDS, Settings, filter_bit, leaving_bit, setting_flag};

@@ -1,8 +1,9 @@
 //! Next hops: the link-layer way to a gateway or neighbour, kept by the agent from netlink.
 
+use super::segment::Segment;
 use crate::bytes::{Addr, Mac};
 
-/// Element of `NEXT_HOPS`, 40 bytes. Identity (interface, gateway, own MAC, MTU) is written before the id is named
+/// Element of `NEXT_HOPS`, 40 bytes. Identity (segment, gateway, own MAC, MTU) is written before the id is named
 /// by a backend; `destination`, which changes when the neighbour does, is one word. Id 0 is never used.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C, align(8))]
@@ -11,8 +12,8 @@ pub struct NextHop {
     pub destination: u64,
     /// Bytes 0–5: the interface's own MAC. Bits 48–63: MTU of the route in bytes, without the Ethernet header.
     pub source: u64,
-    pub ifindex: u32,
-    pub reserved: u32,
+    /// Where XDP sends: for a VLAN, the device below and its tags.
+    pub segment: Segment,
     /// What to resolve when the neighbour is unknown: the gateway, or the destination itself on link.
     pub gateway: Addr,
 }

@@ -32,7 +32,7 @@ pub(crate) fn answer<P: Packet, T: Tables>(packet: &mut P, path: &Path<'_, T>, l
         return Verdict::NotOurs.pack();
     }
     let key = AnnouncedKey {
-        ifindex: packet.ingress(),
+        ifindex: path.arrival(packet, link.length),
         address: V4(target),
     };
     let own = path.asked(&key, &link.macs, true);

@@ -3,21 +3,23 @@
 use super::{
     FamilyScratch, Path, Step, Verdict,
     parse::{ETH, Layout},
+    tags,
 };
 use crate::{
-    abi::{Backend, Hop, NextHop, Reason},
+    abi::{Backend, Hop, NextHop, Reason, Segment},
     bytes::{Addr, Address as _, Macs, V4, V6},
     packet::Packet,
     tables::{FamilyTables, Home, Route, Tables},
 };
 
-/// Where a packet leaves.
+/// Where a packet leaves. Aligned, and in this order, for the double words that LLVM copies by: on its stack the kernel
+/// insists.
 #[derive(Clone, Copy, Default, Debug)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub(crate) struct Exit {
+    pub(crate) gateway: Addr,
     /// MACs are unset where the neighbour table of the stack will fill them in (tc).
     pub(crate) hop: Hop,
-    pub(crate) gateway: Addr,
     /// In bytes, without the link header.
     pub(crate) mtu: u32,
 }
@@ -42,7 +44,7 @@ pub(crate) fn to_backend<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
             return Err(Reason::HandedUp);
         }
         scratch.exit.hop = Hop {
-            ifindex: next.ifindex,
+            segment: next.segment,
             macs: Macs::from_words(destination, next.source),
         };
         scratch.exit.mtu = u32::from(next.mtu());
@@ -52,16 +54,19 @@ pub(crate) fn to_backend<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         }
     } else {
         let (source, to) = (&backend.source, &backend.address);
+        let from = path.arrival(packet, scratch.parsed.link.length);
         let route = if to.is_v4() {
-            path.tables.route(V4::from_addr(source), V4::from_addr(to))
+            let (source, to) = (V4::from_addr(source), V4::from_addr(to));
+            path.tables.route(from, source, to)
         } else {
-            path.tables.route(V6::from_addr(source), V6::from_addr(to))
+            let (source, to) = (V6::from_addr(source), V6::from_addr(to));
+            path.tables.route(from, source, to)
         };
         if !by_route(path, &mut scratch.exit, &route)? {
             return Err(Reason::NoRoute);
         }
     }
-    leave(packet, path, scratch.parsed.link.length, &scratch.exit)
+    Ok(())
 }
 
 /// [`to_backend`] as a function of its own, where stack matters more than a call.
@@ -100,7 +105,7 @@ pub(crate) fn by_route<T: Tables>(
             }
             *exit = Exit {
                 hop: Hop {
-                    ifindex,
+                    segment: Segment { ifindex, tags: 0 },
                     ..Hop::default()
                 },
                 gateway,
@@ -113,37 +118,29 @@ pub(crate) fn by_route<T: Tables>(
     }
 }
 
-/// A tagged frame that would leave by another interface goes up: the stack takes its tags off.
+/// Writes the link header and gives the verdict; the rest of the packet is ready.
 #[inline(always)]
-pub(crate) fn leave<P: Packet, T: Tables>(
-    packet: &P,
-    path: &Path<'_, T>,
-    link: u32,
-    exit: &Exit,
-) -> Result<(), Reason> {
-    if path.tables.home() == Home::Xdp && link != ETH && exit.hop.ifindex != packet.ingress() {
-        return Err(Reason::HandedUp);
-    }
-    Ok(())
-}
-
-/// Writes the link addresses and gives the verdict; the rest of the packet is ready.
-#[inline(always)]
-pub(crate) fn send<P: Packet, T: Tables>(
+pub(crate) fn send<A, P: Packet, T: Tables>(
     packet: &mut P,
     path: &Path<'_, T>,
-    exit: &Exit,
+    scratch: &FamilyScratch<A>,
 ) -> Verdict {
-    let ifindex = exit.hop.ifindex;
+    let (link, exit) = (scratch.parsed.link.length, &scratch.exit);
+    let Segment { ifindex, tags } = exit.hop.segment;
     if path.tables.home() == Home::Tc {
-        path.tables.trace(Step::NextHop { ifindex, mac: None });
-        path.tables.resolve(&exit.gateway);
-        return Verdict::Neighbour { ifindex };
+        return by_stack(path, exit);
     }
     path.tables.trace(Step::NextHop {
         ifindex,
+        tags,
         mac: Some(exit.hop.macs.destination()),
     });
+    if link != ETH || tags != 0 {
+        let changed = tags::change(packet, link, tags);
+        if changed != OK {
+            return path.end(0, Reason::from_number(changed as u32));
+        }
+    }
     if !packet.write(0, exit.hop.macs.as_header()) {
         return path.end(0, Reason::NoHeadroom);
     }
@@ -152,4 +149,24 @@ pub(crate) fn send<P: Packet, T: Tables>(
     } else {
         Verdict::Redirect { ifindex }
     }
+}
+
+/// The stack has an interface for each segment that it knows, and takes care of the tags there.
+#[inline(always)]
+fn by_stack<T: Tables>(path: &Path<'_, T>, exit: &Exit) -> Verdict {
+    let segment = &exit.hop.segment;
+    let mut ifindex = segment.ifindex;
+    if segment.tags != 0 {
+        ifindex = path.tables.interface(segment);
+        if ifindex == segment.ifindex {
+            return path.end(0, Reason::NoRoute);
+        }
+    }
+    path.tables.trace(Step::NextHop {
+        ifindex,
+        tags: 0,
+        mac: None,
+    });
+    path.tables.resolve(&exit.gateway);
+    Verdict::Neighbour { ifindex }
 }

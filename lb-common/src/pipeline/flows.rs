@@ -4,10 +4,10 @@ use super::{
     FamilyScratch, Path, Step, Verdict,
     egress::{self, Exit},
     parse::{Layout, Parsed, UDP, tcp_flag},
-    rewrite,
+    rewrite, tags,
 };
 use crate::{
-    abi::{Flow, Hop, Reason, flow_state},
+    abi::{Flow, Hop, Reason, Segment, flow_state},
     bytes::Addr,
     packet::Packet,
     tables::{FamilyTables, FlowTable, Home, Tables},
@@ -77,9 +77,17 @@ impl<A> Parsed<A> {
 
 /// The way back to where the packet came from.
 #[inline(always)]
-pub(crate) fn last_hop<A, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Hop {
-    Hop {
+fn last_hop<A, P: Packet, T: Tables>(packet: &P, path: &Path<'_, T>, parsed: &Parsed<A>) -> Hop {
+    // Another port of the bond may have the packets by then.
+    let device = Segment {
         ifindex: packet.ingress(),
+        tags: 0,
+    };
+    Hop {
+        segment: Segment {
+            ifindex: path.tables.interface(&device),
+            tags: tags::of(packet, parsed.link.length),
+        },
         macs: parsed.link.macs.swapped(),
     }
 }
@@ -87,7 +95,7 @@ pub(crate) fn last_hop<A, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Hop {
 /// Sets `scratch.opposite` to the other direction's entry for a packet that leaves as `scratch.flow` says, and
 /// `scratch.key` to its key.
 #[inline(always)]
-pub(crate) fn mirror<A: Layout, P: Packet, T>(
+pub(crate) fn mirror<A: Layout, P: Packet, T: Tables>(
     packet: &P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
@@ -101,7 +109,7 @@ pub(crate) fn mirror<A: Layout, P: Packet, T>(
         destination: parsed.tuple.source,
         source_port: parsed.tuple.destination_port,
         destination_port: parsed.tuple.source_port,
-        hop: last_hop(packet, parsed),
+        hop: last_hop(packet, path, parsed),
         backend: flow.backend,
         generation: flow.generation,
         frontend: flow.frontend,
@@ -180,7 +188,7 @@ pub(crate) fn reply<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         return path.end(frontend, reason).pack();
     }
     path.tables.count_reply(frontend);
-    egress::send(packet, path, &scratch.exit).pack()
+    egress::send(packet, path, scratch).pack()
 }
 
 /// [`to_client`] where stack matters more than a call; [`egress::OK`] or a reason.
@@ -206,7 +214,6 @@ fn to_client<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     scratch: &mut FamilyScratch<A>,
     now: u32,
 ) -> Result<(), Reason> {
-    let link = scratch.parsed.link.length;
     let flow = &scratch.flow;
     scratch.exit = Exit {
         hop: flow.hop,
@@ -215,7 +222,8 @@ fn to_client<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     };
     let fresh = now.wrapping_sub(flow.resolved) <= path.settings.hz;
     if !fresh || path.tables.home() == Home::Tc {
-        let route = path.tables.route(flow.source, flow.destination);
+        let from = path.arrival(packet, scratch.parsed.link.length);
+        let route = path.tables.route(from, flow.source, flow.destination);
         let found = egress::by_route(path, &mut scratch.exit, &route)?;
         if path.tables.home() == Home::Xdp {
             let hop = scratch.exit.hop;
@@ -228,5 +236,5 @@ fn to_client<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
                 });
         }
     }
-    egress::leave(packet, path, link, &scratch.exit)
+    Ok(())
 }

@@ -296,5 +296,5 @@ pub(crate) fn follow<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     if local {
         return Verdict::Rewritten.pack();
     }
-    egress::send(packet, path, &scratch.exit).pack()
+    egress::send(packet, path, scratch).pack()
 }

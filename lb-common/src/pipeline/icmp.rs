@@ -278,7 +278,7 @@ pub(crate) fn translate<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     if local {
         return Verdict::Rewritten.pack();
     }
-    egress::send(packet, path, &scratch.exit).pack()
+    egress::send(packet, path, scratch).pack()
 }
 
 #[inline(always)]

@@ -25,6 +25,7 @@ mod scratch;
 mod select;
 mod steer;
 mod step;
+mod tags;
 
 pub use leaving::egress_reply;
 use parse::Layout;

@@ -144,7 +144,7 @@ fn deliver<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         return path.end(frontend, reason).pack();
     }
     path.tables.count_forwarded(frontend, id, bytes, new);
-    egress::send(packet, path, &scratch.exit).pack()
+    egress::send(packet, path, scratch).pack()
 }
 
 /// Sets `scratch.exit` to the way to the backend of `scratch.flow`; [`egress::OK`] or a reason. And the backend's id, 0
@@ -173,7 +173,7 @@ pub(crate) fn way<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         by_kernel(packet, path, scratch)
     };
     let way = if way == Reason::NoRoute as u64 {
-        by_last_hop(packet, path, scratch)
+        by_last_hop(scratch)
     } else {
         way
     };
@@ -182,14 +182,10 @@ pub(crate) fn way<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 
 /// Sets `scratch.exit` to where the backend's last packets came from: the way to one that has left the configuration and
 /// with it the next-hop table, where the kernel does not tell (`bpf_fib_lookup` is mute on a host that does not forward).
-#[inline(never)]
-fn by_last_hop<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
-    packet: &P,
-    path: &Path<'_, T>,
-    scratch: &mut FamilyScratch<A>,
-) -> u64 {
+#[inline(always)]
+fn by_last_hop<A>(scratch: &mut FamilyScratch<A>) -> u64 {
     let hop = scratch.flow.hop;
-    if hop.ifindex == 0 {
+    if hop.segment.ifindex == 0 {
         return Reason::NoRoute as u64;
     }
     scratch.exit = Exit {
@@ -197,8 +193,7 @@ fn by_last_hop<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         gateway: Addr::UNSPECIFIED,
         mtu: u32::MAX,
     };
-    egress::leave(packet, path, scratch.parsed.link.length, &scratch.exit)
-        .map_or_else(|reason| reason as u64, |()| egress::OK)
+    egress::OK
 }
 
 /// Sets `scratch.exit` to the kernel's way to where the flow goes; [`egress::OK`] or a reason.
@@ -208,15 +203,14 @@ fn by_kernel<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
-    let route = path
-        .tables
-        .route(scratch.flow.source, scratch.flow.destination);
-    let outcome = match egress::by_route(path, &mut scratch.exit, &route) {
-        Ok(true) => egress::leave(packet, path, scratch.parsed.link.length, &scratch.exit),
-        Ok(false) => Err(Reason::NoRoute),
-        Err(reason) => Err(reason),
-    };
-    outcome.map_or_else(|reason| reason as u64, |()| egress::OK)
+    let from = path.arrival(packet, scratch.parsed.link.length);
+    let flow = &scratch.flow;
+    let route = path.tables.route(from, flow.source, flow.destination);
+    match egress::by_route(path, &mut scratch.exit, &route) {
+        Ok(true) => egress::OK,
+        Ok(false) => Reason::NoRoute as u64,
+        Err(reason) => reason as u64,
+    }
 }
 
 /// Moves a half-open flow to the established ones when the client has shown that it sees the backend's replies: by

@@ -58,7 +58,7 @@ pub(crate) fn answer<P: Packet, T: Tables>(packet: &mut P, path: &Path<'_, T>, l
     let length = u32::from(high) << 8 | u32::from(low);
     let valid = hop_limit == 255 && is_valid(packet, l3, length, &source, &destination);
     let key = AnnouncedKey {
-        ifindex: packet.ingress(),
+        ifindex: path.arrival(packet, link.length),
         address: target,
     };
     let asked = path.asked(&key, &link.macs, valid);

@@ -15,8 +15,8 @@ use crate::{
 pub(crate) const IPV4: u16 = 0x0800_u16.to_be();
 pub(crate) const ARP: u16 = 0x0806_u16.to_be();
 pub(crate) const IPV6: u16 = 0x86dd_u16.to_be();
-const VLAN: u16 = 0x8100_u16.to_be();
-const QINQ: u16 = 0x88a8_u16.to_be();
+pub(crate) const VLAN: u16 = 0x8100_u16.to_be();
+pub(crate) const QINQ: u16 = 0x88a8_u16.to_be();
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
@@ -24,7 +24,7 @@ pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
 
 pub(crate) const ETH: u32 = 14;
-const TAG: u32 = 4;
+pub(crate) const TAG: u32 = 4;
 pub(crate) const IPV4_LEN: u32 = 20;
 pub(crate) const IPV6_LEN: u32 = 40;
 pub(crate) const TCP_LEN: u32 = 20;

@@ -130,5 +130,5 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     }
     path.tables
         .count_forwarded(frontend, id, bytes, scratch.parsed.is_syn());
-    egress::send(packet, path, &scratch.exit).pack()
+    egress::send(packet, path, scratch).pack()
 }

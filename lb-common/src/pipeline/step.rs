@@ -32,8 +32,12 @@ pub enum Step {
         destination: Addr,
         destination_port: Be16,
     },
-    /// The device, and the neighbour's MAC where it is known.
-    NextHop { ifindex: u32, mac: Option<[u8; 6]> },
+    /// The device and the tags there ([`crate::abi::Segment`]), and the neighbour's MAC where it is known.
+    NextHop {
+        ifindex: u32,
+        tags: u32,
+        mac: Option<[u8; 6]>,
+    },
     /// The address asked for is announced with this MAC (in the first six bytes).
     Announced { address: Addr, mac: u64 },
     /// A later fragment, whose first's way is known.

@@ -12,7 +12,7 @@ use aya::{
     maps::{DevMapHash, HashMap, LpmTrie, MapData, MapError, lpm_trie::Key, xdp::XdpMapError},
 };
 use lb_common::{
-    abi::{Backend, Frontend, FrontendKey, NextHop, Reason, Service, Settings, SourceKey},
+    abi::{Backend, Frontend, FrontendKey, NextHop, Reason, Segment, Service, Settings, SourceKey},
     bytes::{V4, V6},
 };
 
@@ -44,6 +44,8 @@ pub struct Bpf {
     pub(super) sources4: Sources<SourceKey<V4>>,
     pub(super) sources6: Sources<SourceKey<V6>>,
     pub(super) devices: DevMapHash<MapData>,
+    pub(super) interfaces: Entries<Segment, u32>,
+    pub(super) segments: Entries<u32, Segment>,
     pub(super) announced: AnnouncedMaps,
     frontend_stats: PerCpu<4>,
     backend_stats: PerCpu<2>,
@@ -51,10 +53,10 @@ pub struct Bpf {
 }
 
 /// A hash map of immutable entries.
-pub(super) struct Entries<K: Pod> {
+pub(super) struct Entries<K: Pod, V: Pod = Frontend> {
     pub(super) name: &'static str,
     max: u32,
-    pub(super) map: HashMap<MapData, K, Frontend>,
+    pub(super) map: HashMap<MapData, K, V>,
 }
 
 /// A trie whose values mean nothing.
@@ -80,6 +82,8 @@ impl Bpf {
             sources4: Sources::open(folder, "SOURCES4")?,
             sources6: Sources::open(folder, "SOURCES6")?,
             devices: open::devices(folder, "DEVICES")?,
+            interfaces: Entries::open(folder, "INTERFACES")?,
+            segments: Entries::open(folder, "SEGMENTS")?,
             announced: AnnouncedMaps::open(folder)?,
             frontend_stats: PerCpu::open(folder, "FRONTEND_STATS")?,
             backend_stats: PerCpu::open(folder, "BACKEND_STATS")?,
@@ -161,6 +165,10 @@ impl Dataplane for Bpf {
             Op::ZeroBackend { id } => zero(&self.backend_stats, *id, 1),
             Op::InsertDevice { ifindex } => self.insert_device(*ifindex),
             Op::RemoveDevice { ifindex } => gone_is_fine("DEVICES", self.devices.remove(*ifindex)),
+            Op::InsertInterface { segment, ifindex } => self.interfaces.insert(segment, *ifindex),
+            Op::RemoveInterface { segment } => self.interfaces.remove(segment),
+            Op::InsertSegment { ifindex, segment } => self.segments.insert(ifindex, *segment),
+            Op::RemoveSegment { ifindex } => self.segments.remove(ifindex),
             Op::InsertAnnounced {
                 ifindex,
                 address,
@@ -182,7 +190,7 @@ impl fmt::Debug for Bpf {
     }
 }
 
-impl<K: Pod> Entries<K> {
+impl<K: Pod, V: Pod + PartialEq> Entries<K, V> {
     fn open(folder: &Path, name: &'static str) -> Result<Self, OpenError> {
         let (_, info) = open::map(folder, name)?;
         Ok(Self {
@@ -192,7 +200,7 @@ impl<K: Pod> Entries<K> {
         })
     }
 
-    fn insert(&mut self, key: &K, value: Frontend) -> Result<(), Cause> {
+    fn insert(&mut self, key: &K, value: V) -> Result<(), Cause> {
         let Err(error) = self.map.insert(key, value, NEW_ONLY) else {
             return Ok(());
         };

@@ -3,7 +3,7 @@
 use std::io;
 
 use aya::{Pod, maps::lpm_trie::Key};
-use lb_common::abi::{Backend, Frontend, NextHop, Region, Service};
+use lb_common::abi::{Backend, NextHop, Region, Service};
 
 use super::{
     Bpf, DumpError,
@@ -48,7 +48,7 @@ impl Bpf {
         }
         for id in 0..self.next_hops.elements() {
             let value: NextHop = element(&mut self.next_hops, id)?;
-            if value.ifindex != 0 {
+            if value.segment.ifindex != 0 {
                 dump.next_hops.insert(id, value);
             }
         }
@@ -56,6 +56,8 @@ impl Bpf {
             dump.devices
                 .insert(ifindex.map_err(|error| failed("DEVICES", io_error(error)))?);
         }
+        dump.segments.interfaces = entries(&self.interfaces)?.into_iter().collect();
+        dump.segments.below = entries(&self.segments)?.into_iter().collect();
         let announced = self.announced.read()?.into_iter();
         dump.announced = announced.map(|(at, (mac, _))| (at, mac)).collect();
         Ok(dump)
@@ -83,7 +85,7 @@ fn region(map: &mut Words, region: Region) -> Result<Vec<u64>, DumpError> {
         .collect()
 }
 
-fn entries<K: Pod>(map: &Entries<K>) -> Result<Vec<(K, Frontend)>, DumpError> {
+fn entries<K: Pod, V: Pod>(map: &Entries<K, V>) -> Result<Vec<(K, V)>, DumpError> {
     map.map
         .iter()
         .map(|entry| entry.map_err(|error| failed(map.name, io_error(error))))

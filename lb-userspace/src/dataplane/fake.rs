@@ -15,9 +15,12 @@ use lb_common::{
 };
 
 use super::{Cause, Dataplane, DumpError, error::fix};
-use crate::plan::{
-    Dump, DumpedService, Limits, Op,
-    limits::{NEXT_HOPS, SOURCES},
+use crate::{
+    net::Segments,
+    plan::{
+        Dump, DumpedService, Limits, Op,
+        limits::{NEXT_HOPS, SOURCES},
+    },
 };
 
 /// Map contents. What was never written, and what was zeroed, is absent. `Display` gives one line an entry, sorted, for
@@ -36,6 +39,7 @@ pub struct Fake {
     pub frontends: BTreeMap<FrontendName, Frontend>,
     pub sources: BTreeSet<SourceName>,
     pub devices: BTreeSet<u32>,
+    pub segments: Segments,
     /// By interface index and VIP.
     pub announced: BTreeMap<(u32, IpAddr), Mac>,
     /// Grace periods waited for.
@@ -242,6 +246,18 @@ impl Dataplane for Fake {
             Op::RemoveDevice { ifindex } => {
                 self.devices.remove(ifindex);
             }
+            Op::InsertInterface { segment, ifindex } => {
+                self.segments.interfaces.insert(*segment, *ifindex);
+            }
+            Op::RemoveInterface { segment } => {
+                self.segments.interfaces.remove(segment);
+            }
+            Op::InsertSegment { ifindex, segment } => {
+                self.segments.below.insert(*ifindex, *segment);
+            }
+            Op::RemoveSegment { ifindex } => {
+                self.segments.below.remove(ifindex);
+            }
             Op::InsertAnnounced {
                 ifindex,
                 address,
@@ -261,6 +277,7 @@ impl Dataplane for Fake {
             addresses: self.addresses.clone(),
             next_hops: self.next_hops.clone(),
             devices: self.devices.clone(),
+            segments: self.segments.clone(),
             announced: self.announced.clone(),
             ..Dump::default()
         };
@@ -360,6 +377,12 @@ impl fmt::Display for Fake {
         }
         for ifindex in &self.devices {
             writeln!(f, "device {ifindex}")?;
+        }
+        for (segment, ifindex) in &self.segments.interfaces {
+            writeln!(f, "interface {ifindex}: {segment:?}")?;
+        }
+        for (ifindex, segment) in &self.segments.below {
+            writeln!(f, "below {ifindex}: {segment:?}")?;
         }
         for ((ifindex, address), mac) in &self.announced {
             writeln!(f, "announced {address} on {ifindex}: {mac:02x?}")?;

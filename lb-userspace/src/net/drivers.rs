@@ -21,9 +21,10 @@ const fn driver(name: &'static str, since: (u8, u8), max_mtu: u32) -> Driver {
 }
 
 /// By name.
-const DRIVERS: [Driver; 35] = [
+const DRIVERS: [Driver; 36] = [
     driver("atlantic", (5, 19), 2048),
     driver("bnxt_en", (4, 11), 3502),
+    driver("bonding", (5, 15), 0),
     driver("dpaa_eth", (5, 11), 3706),
     driver("ena", (5, 6), 3498),
     driver("fec", (6, 2), 0),

@@ -43,10 +43,23 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// The kind of a virtual device, as `ip -d link` calls it; empty for a physical one.
     pub kind: String,
+    /// Of a VLAN device.
+    pub vlan: Option<Vlan>,
+    /// Index of the device that this one is a port of.
+    pub controller: Option<u32>,
     /// XDP can send on this device, if `needs_program` is met.
     pub xdp_send: bool,
     /// Its driver sends for XDP only while it has an XDP program itself.
     pub needs_program: bool,
+}
+
+/// What a VLAN device stands upon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Vlan {
+    /// Index of the device below.
+    pub below: u32,
+    /// As [`lb_common::abi::tag`] has it.
+    pub tag: u32,
 }
 
 /// An own address.

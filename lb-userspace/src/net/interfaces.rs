@@ -53,7 +53,8 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// Whether XDP can send on an interface, by its driver (those with `ndo_xdp_xmit` in Linux 6.12) or kind. Hardware sets
-/// up the queues for it with a program of its own. Stacked devices (vlan, bridge, bond, macvlan) cannot.
+/// up the queues for it with a program of its own, which a bond gives its ports. Other stacked devices cannot: bridge, macvlan;
+/// for a VLAN device the one below sends.
 pub fn xdp_send(name: &str, kind: &str) -> Sending {
     const DRIVERS: [&str; 23] = [
         "atlantic",
@@ -82,6 +83,7 @@ pub fn xdp_send(name: &str, kind: &str) -> Sending {
     ];
     match kind {
         "veth" | "tun" => Sending::Always,
+        "bond" => Sending::WithProgram,
         "" if DRIVERS.contains(&driver(name).as_str()) => Sending::WithProgram,
         _ => Sending::Never,
     }

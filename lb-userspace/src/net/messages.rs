@@ -3,10 +3,14 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use lb_common::abi::tag;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-    link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{
+        InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+        VlanProtocol,
+    },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{
         RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
@@ -14,7 +18,7 @@ use netlink_packet_route::{
     },
 };
 
-use super::{Address, Hop, Link, Neighbour, Route, Update};
+use super::{Address, Hop, Link, Neighbour, Route, Update, Vlan};
 
 /// Says whether XDP can send on an interface, given its name and kind.
 pub type XdpSend = fn(name: &str, kind: &str) -> Sending;
@@ -61,6 +65,7 @@ pub(super) fn link(message: LinkMessage, xdp_send: XdpSend) -> Option<(u32, Link
         return None;
     }
     let flags = message.header.flags;
+    let (mut below, mut elsewhere, mut tag) = (None, false, None);
     let mut link = Link {
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
@@ -78,13 +83,22 @@ pub(super) fn link(message: LinkMessage, xdp_send: XdpSend) -> Option<(u32, Link
             }
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
-                    if let LinkInfo::Kind(kind) = info {
-                        link.kind = kind.to_string();
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = kind.to_string(),
+                        LinkInfo::Data(InfoData::Vlan(infos)) => tag = vlan_tag(&infos),
+                        _ => {}
                     }
                 }
             }
+            LinkAttribute::Link(index) => below = Some(index),
+            // The device below is in another namespace.
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::Controller(index) => link.controller = Some(index),
             _ => {}
         }
+    }
+    if let (Some(below), false, Some(tag)) = (below, elsewhere, tag) {
+        link.vlan = Some(Vlan { below, tag });
     }
     if link.mac.is_some() {
         let sending = xdp_send(&link.name, &link.kind);
@@ -92,6 +106,14 @@ pub(super) fn link(message: LinkMessage, xdp_send: XdpSend) -> Option<(u32, Link
         link.needs_program = sending == Sending::WithProgram;
     }
     Some((message.header.index, link))
+}
+
+fn vlan_tag(infos: &[InfoVlan]) -> Option<u32> {
+    let service = infos.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
+    infos.iter().find_map(|info| match info {
+        InfoVlan::Id(number) => Some(tag(*number, service)),
+        _ => None,
+    })
 }
 
 pub(super) fn address(message: &AddressMessage) -> Option<Address> {

@@ -13,9 +13,10 @@ pub mod path;
 mod poke;
 mod ports;
 mod routes;
+mod segments;
 mod source;
 
-pub use facts::{Address, Facts, Link, Neighbour, Update};
+pub use facts::{Address, Facts, Link, Neighbour, Update, Vlan};
 pub use interfaces::{driver, interfaces, xdp_send};
 pub use masquerade::{Masquerade, masquerades};
 pub use messages::{Sending, XdpSend};
@@ -23,4 +24,5 @@ pub use path::Path;
 pub use poke::Pokes;
 pub use ports::LocalPorts;
 pub use routes::{Hop, Route, Routes};
+pub use segments::Segments;
 pub use source::{SourceError, follow, snapshot};

@@ -2,12 +2,16 @@
 
 use std::net::IpAddr;
 
+use lb_common::abi::Segment;
+
 use super::{Address, Facts, Link, Route};
 
 /// The way that a packet to one address takes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Path {
     pub ifindex: u32,
+    /// Where XDP sends it: that interface, or the device below and its tags.
+    pub segment: Segment,
     /// The next hop; on link, the address itself. May be of the other family.
     pub gateway: IpAddr,
     /// The own address that a packet from this host to there has, of the destination's family.
@@ -17,7 +21,7 @@ pub struct Path {
     pub mtu: u16,
     /// The next hop's link-layer address, if it is known.
     pub neighbour: Option<[u8; 6]>,
-    /// XDP can send on the interface.
+    /// XDP can send on the device.
     pub xdp_send: bool,
 }
 
@@ -33,8 +37,10 @@ pub fn resolve(facts: &Facts, destination: IpAddr) -> Option<Path> {
     let (hop, link) = first_hop(facts, route)?;
     let gateway = hop.gateway.unwrap_or(destination);
     let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+    let segment = facts.segment(hop.ifindex);
     Some(Path {
         ifindex: hop.ifindex,
+        segment,
         gateway,
         source: match route.source {
             Some(source) => source,
@@ -43,7 +49,7 @@ pub fn resolve(facts: &Facts, destination: IpAddr) -> Option<Path> {
         own_mac: link.mac?,
         mtu: mtu.min(u16::MAX.into()) as u16,
         neighbour: facts.neighbours.get(&(hop.ifindex, gateway)).map(|n| n.mac),
-        xdp_send: facts.xdp_sends(hop.ifindex),
+        xdp_send: facts.xdp_sends(segment.ifindex),
     })
 }
 

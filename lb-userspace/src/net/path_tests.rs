@@ -1,4 +1,6 @@
-use super::super::{Hop, Neighbour, Update};
+use lb_common::abi::tag;
+
+use super::super::{Hop, Neighbour, Update, Vlan};
 use super::*;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -199,4 +201,42 @@ fn the_first_way_of_a_multipath_route_that_is_up_is_taken() {
     link.up = false;
     facts.apply(Update::Link(3, Some(link)));
     assert_eq!(way(&facts, "10.9.0.1").map(|(index, ..)| index), Some(2));
+}
+
+#[test]
+fn over_a_vlan_xdp_sends_by_the_device_below() {
+    let mut facts = facts();
+    let vlan = Link {
+        name: "eth1.7".into(),
+        up: true,
+        mtu: 1500,
+        mac: Some(MAC),
+        kind: "vlan".into(),
+        vlan: Some(Vlan {
+            below: 3,
+            tag: tag(7, false),
+        }),
+        ..Link::default()
+    };
+    facts.apply(Update::Link(4, Some(vlan)));
+    facts.apply(Update::AddRoute(route("10.7.0.0/16", 4, None)));
+    let neighbour = Neighbour {
+        mac: [4; 6],
+        permanent: false,
+        fresh: true,
+    };
+    // On the VLAN device, not on the one below.
+    facts.apply(Update::Neighbour(4, ip("10.7.0.9"), Some(neighbour)));
+    let path = resolve(&facts, ip("10.7.0.9")).unwrap();
+    let segment = Segment {
+        ifindex: 3,
+        tags: tag(7, false),
+    };
+    assert_eq!((path.ifindex, path.segment), (4, segment));
+    assert_eq!((path.own_mac, path.neighbour), (MAC, Some([4; 6])));
+    assert!(path.xdp_send, "eth1 can");
+    let mut below = facts.links[&3].clone();
+    below.xdp_send = false;
+    facts.apply(Update::Link(3, Some(below)));
+    assert!(!resolve(&facts, ip("10.7.0.9")).unwrap().xdp_send);
 }

@@ -10,6 +10,8 @@ use lb_common::{
     bytes::{Mac, V4, V6},
 };
 
+use crate::net::Segments;
+
 /// Contents of the maps that the agent writes. The default is that of new maps.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Dump {
@@ -29,6 +31,7 @@ pub struct Dump {
     pub sources4: Vec<(SourceKey<V4>, u32)>,
     pub sources6: Vec<(SourceKey<V6>, u32)>,
     pub devices: BTreeSet<u32>,
+    pub segments: Segments,
     /// Entries of `ANNOUNCED4` and `ANNOUNCED6`, by interface index and VIP.
     pub announced: BTreeMap<(u32, IpAddr), Mac>,
 }

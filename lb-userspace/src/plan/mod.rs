@@ -19,6 +19,7 @@ mod placed;
 mod pools;
 mod regions;
 mod restore;
+mod segments;
 mod sources;
 pub mod table;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use lb_common::abi::{Backend, Settings};
 use crate::{
     config::{Frontend, ServiceName},
     desired::{self, Desired},
+    net::Segments,
 };
 
 pub use announced::Announced;
@@ -69,6 +71,7 @@ pub struct Planner {
     /// None: not known.
     settings: Option<Settings>,
     devices: BTreeSet<u32>,
+    segments: Segments,
     announced: Announced,
     /// What a dump held and nothing wants.
     orphans: restore::Orphans,
@@ -91,6 +94,7 @@ impl Planner {
             pools: Pools::new(&limits),
             settings: None,
             devices: BTreeSet::new(),
+            segments: Segments::default(),
             announced: Announced::new(),
             orphans: restore::Orphans::default(),
             scratch: table::Scratch::default(),

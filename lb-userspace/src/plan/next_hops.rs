@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use lb_common::{abi::NextHop, bytes::Addr};
+use lb_common::{
+    abi::{NextHop, Segment},
+    bytes::Addr,
+};
 
 use super::{Op, pools::Pools};
 use crate::net::Path;
@@ -10,7 +13,7 @@ use crate::net::Path;
 /// What a next hop is; its id never changes it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct HopKey {
-    ifindex: u32,
+    segment: Segment,
     gateway: Addr,
     source: u64,
 }
@@ -28,7 +31,7 @@ pub(super) struct NextHops(HashMap<HopKey, Hop>);
 impl HopKey {
     fn of(path: &Path) -> Self {
         Self {
-            ifindex: path.ifindex,
+            segment: path.segment,
             gateway: path.gateway.into(),
             source: NextHop::source_word(path.own_mac, path.mtu),
         }
@@ -70,8 +73,7 @@ impl NextHops {
         let value = NextHop {
             destination,
             source: key.source,
-            ifindex: key.ifindex,
-            reserved: 0,
+            segment: key.segment,
             gateway: key.gateway,
         };
         ops.push(Op::NextHop { id, value });
@@ -100,7 +102,7 @@ impl NextHops {
     /// Adds a user of a next hop that is in the map. None if another id means the same.
     pub(super) fn restore(&mut self, id: u32, value: &NextHop) -> Option<HopKey> {
         let key = HopKey {
-            ifindex: value.ifindex,
+            segment: value.segment,
             gateway: value.gateway,
             source: value.source,
         };

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use lb_common::{
-    abi::{Backend, Frontend, FrontendKey, NextHop, Service, Settings, SourceKey},
+    abi::{Backend, Frontend, FrontendKey, NextHop, Segment, Service, Settings, SourceKey},
     bytes::{Mac, V4, V6},
 };
 
@@ -112,6 +112,22 @@ pub enum Op {
         ifindex: u32,
     },
     RemoveDevice {
+        ifindex: u32,
+    },
+    /// Frames of a segment are an interface's, as the stack sees them.
+    InsertInterface {
+        segment: Segment,
+        ifindex: u32,
+    },
+    RemoveInterface {
+        segment: Segment,
+    },
+    /// What leaves by an interface is sent to a segment.
+    InsertSegment {
+        ifindex: u32,
+        segment: Segment,
+    },
+    RemoveSegment {
         ifindex: u32,
     },
     /// A VIP's ARP requests or neighbour solicitations that come in by an interface are answered with its MAC.

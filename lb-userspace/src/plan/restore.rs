@@ -56,6 +56,7 @@ impl Planner {
             sources4,
             sources6,
             devices,
+            segments,
             announced,
         } = dump;
         let entries = entries(&frontends4, &frontends6);
@@ -65,6 +66,7 @@ impl Planner {
         planner.orphans.pending = true;
         planner.settings = Some(settings);
         planner.devices = devices;
+        planner.segments = segments;
         planner.filter = Filter::restored(addresses);
         planner.restore_announced(announced);
         planner.restore_elements(&backends);

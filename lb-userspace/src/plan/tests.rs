@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::Mode;
+use lb_common::abi::{Mode, Segment, tag};
 use proptest::prelude::*;
 
 use super::{ids::Ids, *};
@@ -45,9 +45,15 @@ fn frontend(last: u8, port: u16) -> GroupFrontend {
     }
 }
 
+/// Where XDP sends what leaves by an interface that is none of VLANs.
+fn at(ifindex: u32) -> Segment {
+    Segment { ifindex, tags: 0 }
+}
+
 fn path(neighbour: Option<u8>) -> Path {
     Path {
         ifindex: 2,
+        segment: at(2),
         gateway: IpAddr::from([192, 0, 2, 254]),
         source: IpAddr::from([192, 0, 2, 1]),
         own_mac: [2, 0, 0, 0, 0, 1],
@@ -211,6 +217,7 @@ fn a_neighbour_is_one_op_for_all_behind_it() {
     // Another interface is another next hop.
     let other = Path {
         ifindex: 3,
+        segment: at(3),
         ..path(Some(1))
     };
     for backend in &mut web.groups[0].backends {
@@ -346,9 +353,50 @@ fn settings_and_devices_change_when_they_do() {
     );
 }
 
+#[test]
+fn segments_that_lead_elsewhere_go_before_others_come() {
+    let mut planner = Planner::new(LIMITS, KEY);
+    let mut ops = Vec::new();
+    let [seven, eight] = [7, 8].map(|vlan| Segment {
+        ifindex: 2,
+        tags: tag(vlan, false),
+    });
+    let one = Segments {
+        interfaces: [(seven, 4)].into(),
+        below: [(4, seven)].into(),
+    };
+    // Device 4 is another VLAN's, and another device has its own.
+    let other = Segments {
+        interfaces: [(seven, 5), (eight, 4)].into(),
+        below: [(4, eight), (5, seven)].into(),
+    };
+    planner.segments(one.clone(), &mut ops);
+    planner.segments(one, &mut ops);
+    planner.segments(other, &mut ops);
+    let interface = |segment, ifindex| Op::InsertInterface { segment, ifindex };
+    let segment = |ifindex, segment| Op::InsertSegment { ifindex, segment };
+    assert_eq!(
+        ops,
+        [
+            interface(seven, 4),
+            segment(4, seven),
+            Op::RemoveInterface { segment: seven },
+            Op::RemoveSegment { ifindex: 4 },
+            interface(seven, 5),
+            interface(eight, 4),
+            segment(4, eight),
+            segment(5, seven),
+        ]
+    );
+}
+
 fn any_backend() -> impl Strategy<Value = desired::Backend> {
     let path = prop_oneof![
-        8 => (2..5u32).prop_map(|ifindex| Some(Path { ifindex, ..path(None) })),
+        8 => (2..5u32).prop_map(|ifindex| Some(Path {
+            ifindex,
+            segment: at(ifindex),
+            ..path(None)
+        })),
         1 => Just(None),
     ];
     let weight = prop_oneof![6 => Just(100u16), 1 => Just(0), 1 => 1..=u16::MAX];

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::abi::NextHop;
+use lb_common::abi::{NextHop, Segment};
 use lb_userspace::attach::Clock;
 use serde_json::json;
 
@@ -137,7 +137,10 @@ pub(super) fn run(json: bool) -> Result<()> {
     let next_hop = NextHop {
         destination: NextHop::destination_word(MACS[0], NextHop::RESOLVED | NextHop::XDP_SEND),
         source: NextHop::source_word(MACS[1], 1500),
-        ifindex: LOOPBACK,
+        segment: Segment {
+            ifindex: LOOPBACK,
+            tags: 0,
+        },
         ..NextHop::default()
     };
     contents::fill(&mut kernel, &next_hop, clock.rate()?)?;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::abi::NextHop;
+use lb_common::abi::{NextHop, Segment};
 use lb_userspace::attach::Clock;
 use serde_json::json;
 
@@ -173,7 +173,10 @@ impl Stage {
         let next_hop = NextHop {
             destination: NextHop::destination_word(SINK, NextHop::RESOLVED | NextHop::XDP_SEND),
             source: NextHop::source_word(DOWNLINK, 1500),
-            ifindex: downlink,
+            segment: Segment {
+                ifindex: downlink,
+                tags: 0,
+            },
             ..NextHop::default()
         };
         contents::fill(&mut kernel, &next_hop, clock.rate()?)?;

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 use lb_common::{
-    abi::{Backend, NextHop, Service, Settings},
+    abi::{Backend, NextHop, Segment, Service, Settings},
     bytes::{Addr, Be16},
     pipeline::{self, Scratch, Verdict},
     sim::{Frame, World},
@@ -218,8 +218,10 @@ impl Path {
                 let next_hop = NextHop {
                     destination: input.u64(),
                     source: input.u64(),
-                    ifindex: input.u32(),
-                    reserved: 0,
+                    segment: Segment {
+                        ifindex: input.u32(),
+                        tags: input.u32(),
+                    },
                     gateway: address(input),
                 };
                 world.next_hops.insert(id, next_hop);

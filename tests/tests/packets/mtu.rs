@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::{Kind, Packet, assert_checksums, ip, with_both};
 use anyhow::Result;
 use etherparse::{SlicedPacket, TransportSlice};
 use lb_common::{
@@ -13,9 +14,6 @@ use lb_tests::{
     datagrams::{LINK, fragments, headers, is_v4},
     kernel::is_at_least,
 };
-use lb_userspace::{dataplane::Dataplane as _, plan::Op};
-
-use super::{Kind, Packet, assert_checksums, ip, with_both};
 
 /// Client, and VIPs of `ipip` and of `nat`.
 const ENDS: [(&str, &str, &str); 2] = [
@@ -187,15 +185,6 @@ fn being_told_is_limited() -> Result<()> {
     })
 }
 
-/// Gives both homes another next hop.
-fn change(both: &mut Both, id: u32, change: impl FnOnce(&mut NextHop)) -> Result<()> {
-    let mut value = both.host.next_hops[&id];
-    change(&mut value);
-    both.host.next_hops.insert(id, value);
-    let op = Op::NextHop { id, value };
-    Ok(both.place.installation.dataplane()?.apply(&[op])?)
-}
-
 fn set_mtu(next: &mut NextHop, mtu: u16) {
     next.source = next.source & 0xffff_ffff_ffff | u64::from(mtu) << 48;
 }
@@ -204,7 +193,7 @@ fn set_mtu(next: &mut NextHop, mtu: u16) {
 fn the_client_is_told_before_a_neighbour_is_resolved() -> Result<()> {
     with_both(|both| {
         for id in [1, 2] {
-            change(both, id, |next| next.destination &= !NextHop::RESOLVED)?;
+            both.change_next_hop(id, |next| next.destination &= !NextHop::RESOLVED)?;
         }
         for (client, vip, _) in ENDS {
             for port in 1024..1060 {
@@ -228,7 +217,7 @@ fn the_client_is_told_before_a_neighbour_is_resolved() -> Result<()> {
 fn nobody_is_told_less_than_the_minimum() -> Result<()> {
     with_both(|both| {
         for id in [1, 2] {
-            change(both, id, |next| set_mtu(next, 1300))?;
+            both.change_next_hop(id, |next| set_mtu(next, 1300))?;
         }
         let (client, vip, _) = ENDS[1];
         for port in 1024..1060 {
@@ -255,7 +244,7 @@ fn nobody_is_told_less_than_the_minimum() -> Result<()> {
 fn under_nat_the_way_to_the_backend_counts() -> Result<()> {
     with_both(|both| {
         for id in [1, 2] {
-            change(both, id, |next| set_mtu(next, 1400))?;
+            both.change_next_hop(id, |next| set_mtu(next, 1400))?;
         }
         for (client, _, vip) in ENDS {
             let mut met = 0;
@@ -289,7 +278,7 @@ fn under_nat_the_way_to_the_backend_counts() -> Result<()> {
 fn errors_are_never_answered_with_errors() -> Result<()> {
     with_both(|both| {
         for id in [1, 2] {
-            change(both, id, |next| set_mtu(next, 100))?;
+            both.change_next_hop(id, |next| set_mtu(next, 100))?;
         }
         for (client, vip, _) in ENDS {
             let v4 = ip(client).is_ipv4();

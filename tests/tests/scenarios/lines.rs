@@ -124,7 +124,7 @@ fn shown(backend: &Backend, next_hop: Option<&NextHop>) -> String {
             };
             format!(
                 "by {} via {} {resolved}, mtu {}",
-                hop.ifindex,
+                hop.segment.ifindex,
                 hop.gateway.to_ip(),
                 hop.mtu()
             )

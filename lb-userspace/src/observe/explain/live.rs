@@ -12,7 +12,7 @@ use aya::{
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, Bucket, Flow, Fragment, FragmentKey, Frontend,
-        FrontendKey, NextHop, Service, Settings, SourceKey, Tuple,
+        FrontendKey, NextHop, Segment, Service, Settings, SourceKey, Tuple,
     },
     bytes::{V4, V6},
     tables::FlowTable,
@@ -99,6 +99,7 @@ pub(super) struct Live {
     pub(super) next_hops: Array<MapData, NextHop>,
     buckets: PerCpuArray<MapData, Bucket>,
     devices: DevMapHash<MapData>,
+    pub(super) interfaces: HashMap<MapData, Segment, u32>,
 }
 
 impl Live {
@@ -116,6 +117,7 @@ impl Live {
             next_hops: typed(folder, "NEXT_HOPS")?,
             buckets: typed(folder, "BUCKETS")?,
             devices: typed(folder, "DEVICES")?,
+            interfaces: typed(folder, "INTERFACES")?,
         })
     }
 

@@ -4,14 +4,13 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     io,
-    net::IpAddr,
     ops::Deref,
 };
 
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, Bucket, Flow, Fragment, FragmentKey, Frontend,
-        FrontendKey, NextHop, Reason, Service, Settings, Tuple,
+        FrontendKey, NextHop, Reason, Segment, Service, Settings, Tuple,
     },
     bytes::{Addr, Address as _, V4, V6},
     pipeline::Step,
@@ -97,10 +96,6 @@ impl<'a> Overlay<'a> {
             None
         })
     }
-
-    fn route(&self, destination: IpAddr) -> Route {
-        self.routing.to(destination, self.ingress)
-    }
 }
 
 macro_rules! family_tables {
@@ -175,8 +170,9 @@ macro_rules! family_tables {
                 self.$fragments.borrow_mut().insert(*key, *fragment);
             }
 
-            fn route(&self, _source: $address, destination: $address) -> Route {
-                self.route(destination.to_addr().to_ip())
+            fn route(&self, from: u32, _source: $address, destination: $address) -> Route {
+                let destination = destination.to_addr().to_ip();
+                self.routing.to(destination, self.ingress, from)
             }
         }
     };
@@ -215,6 +211,11 @@ impl Tables for Overlay<'_> {
     fn next_hop(&self, id: u32) -> Option<impl Deref<Target = NextHop>> {
         self.read(live::element(&self.live.next_hops, id))
             .map(Box::new)
+    }
+
+    fn interface(&self, segment: &Segment) -> u32 {
+        self.read(live::found(self.live.interfaces.get(segment, 0)))
+            .unwrap_or(segment.ifindex)
     }
 
     fn jiffies(&self) -> u64 {

@@ -21,16 +21,16 @@ impl Routing {
         &self.facts
     }
 
-    /// The way of a packet that came in by `ingress`.
-    pub(super) fn to(&self, destination: IpAddr, ingress: u32) -> Route {
-        if !self.forwards(destination, ingress) {
+    /// The way of a packet that XDP meets on `ingress` and that comes in by interface `from`.
+    pub(super) fn to(&self, destination: IpAddr, ingress: u32, from: u32) -> Route {
+        if !self.forwards(destination, from) {
             return Route::Unknown;
         }
         match path::resolve(&self.facts, destination) {
             Some(path) => match path.neighbour {
-                Some(mac) if path.xdp_send || path.ifindex == ingress => Route::Hop {
+                Some(mac) if path.xdp_send || path.segment.ifindex == ingress => Route::Hop {
                     hop: Hop {
-                        ifindex: path.ifindex,
+                        segment: path.segment,
                         macs: lb_common::bytes::Macs::new(mac, path.own_mac),
                     },
                     mtu: path.mtu,
@@ -57,8 +57,8 @@ impl Routing {
     }
 
     /// The kernel answers only where forwarding is on: by interface for IPv4, and for IPv6.
-    fn forwards(&self, destination: IpAddr, ingress: u32) -> bool {
-        let Some(link) = self.facts.links.get(&ingress) else {
+    fn forwards(&self, destination: IpAddr, from: u32) -> bool {
+        let Some(link) = self.facts.links.get(&from) else {
             return false;
         };
         let family = if destination.is_ipv4() {

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, net::SocketAddr};
 
 use lb_common::{
-    abi::{Mode, NO_OWNER, OWNERS, Reason, owner},
+    abi::{Mode, NO_OWNER, OWNERS, Reason, TAG_PRESENT, owner},
     pipeline::{Step, Verdict},
 };
 
@@ -168,8 +168,8 @@ impl Names<'_> {
                     row("rewrite", format!("{from} > {to}"), "addresses and ports")
                 }]
             }
-            Step::NextHop { ifindex, mac } => {
-                let name = self.interface(ifindex);
+            Step::NextHop { ifindex, tags, mac } => {
+                let name = format!("{}{}", self.interface(ifindex), tags_text(tags));
                 vec![match mac {
                     Some(mac) => row(
                         "next hop",
@@ -282,6 +282,17 @@ impl Names<'_> {
             }
         }
     }
+}
+
+/// Of a [`lb_common::abi::Segment`]; the outer tag first.
+fn tags_text(tags: u32) -> String {
+    let numbers = [tags, tags >> 16];
+    let numbers = numbers.into_iter().filter(|tag| tag & TAG_PRESENT != 0);
+    let numbers: Vec<_> = numbers.map(|tag| (tag & 0xfff).to_string()).collect();
+    if numbers.is_empty() {
+        return String::new();
+    }
+    format!(" vlan {}", numbers.join("."))
 }
 
 fn mac_text(mac: [u8; 6]) -> String {

@@ -399,7 +399,7 @@ impl Watch {
             if found.next_hop != 0 {
                 let path = backend.path.as_ref().unwrap();
                 let hop = fake.next_hops[&found.next_hop];
-                assert_eq!((hop.ifindex, hop.mtu()), (path.ifindex, path.mtu));
+                assert_eq!((hop.segment, hop.mtu()), (path.segment, path.mtu));
                 let resolved = hop.destination & NextHop::RESOLVED != 0;
                 assert_eq!(resolved, path.neighbour.is_some());
             }

@@ -101,6 +101,7 @@ impl<D: Dataplane> Engine<D> {
         let links = self.facts.links.keys().copied();
         let sending = links.filter(|index| self.facts.xdp_sends(*index));
         self.planner.devices(sending.collect(), ops);
+        self.planner.segments(self.facts.segments(), ops);
     }
 
     /// Gives back what did not fit; that stays as it was.
