@@ -9,8 +9,8 @@ use std::{net::SocketAddr, process::Command, str::FromStr, time::Duration};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    balancer::Balancer,
-    clients,
+    balancer::{Balancer, Configuration},
+    clients, kernel,
     netns::{Folder, Netns, until},
     servers::{ECHO, HTTP, tunnels},
     stage::{self, Servers, Way, tracked_connections},
@@ -28,22 +28,29 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 const TAG: u16 = 7;
 
+/// Of the service VLAN that another is in.
+const SERVICE_TAG: u16 = 4000;
+
 /// How the balancer is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     Plain,
     /// Its address is on a VLAN device; packets travel tagged.
     Vlan,
+    /// Its address is on a VLAN device upon one of 802.1ad; and the kernel knows the way to the clients, too.
+    Qinq,
     /// An active-backup bond of two NICs.
     Bond,
+    /// A VLAN device upon that.
+    BondVlan,
 }
 
 impl Link {
     /// The device that the program is attached to.
     fn uplink(self) -> &'static str {
         match self {
-            Self::Plain | Self::Vlan => "eth0",
-            Self::Bond => "bond0",
+            Self::Plain | Self::Vlan | Self::Qinq => "eth0",
+            Self::Bond | Self::BondVlan => "bond0",
         }
     }
 
@@ -51,13 +58,14 @@ impl Link {
     fn device(self) -> String {
         match self {
             Self::Plain | Self::Bond => self.uplink().to_owned(),
-            Self::Vlan => format!("{}.{TAG}", self.uplink()),
+            Self::Vlan | Self::BondVlan => format!("{}.{TAG}", self.uplink()),
+            Self::Qinq => format!("{}.{SERVICE_TAG}.{TAG}", self.uplink()),
         }
     }
 
     /// Brings the NICs from the VM's own namespace and makes of them what this link is.
     fn plug(self, netns: &Netns) -> Result<()> {
-        let nics: &[&str] = if self == Self::Bond {
+        let nics: &[&str] = if self.uplink() == "bond0" {
             &["eth0", "eth1"]
         } else {
             &["eth0"]
@@ -67,31 +75,46 @@ impl Link {
             command.args(["link", "set", nic, "netns", netns.name()]);
             until(PATIENCE, || crate::netns::run(&mut command).map(drop))?;
         }
-        match self {
-            Self::Plain => netns.ip(["link set eth0 up"]),
-            Self::Vlan => {
-                let device = self.device();
-                netns.ip([
-                    "link set eth0 up",
-                    &*format!("link add link eth0 name {device} type vlan id {TAG}"),
-                    &*format!("link set {device} up"),
-                ])
-            }
-            Self::Bond => {
-                netns.ip([
-                    "link add bond0 type bond mode active-backup miimon 100",
-                    "link set eth0 master bond0",
-                    "link set eth1 master bond0",
-                    "link set bond0 type bond primary eth0",
-                    "link set bond0 up",
-                ])?;
-                // As `millrace doctor` asks for; a bond has it on whatever its NICs can do.
-                let mut ethtool = Command::new("ethtool");
-                netns
-                    .run(ethtool.args(["-K", "bond0", "lro", "off"]))
-                    .map(drop)
-            }
+        let uplink = self.uplink();
+        if uplink == "bond0" {
+            netns.ip([
+                "link add bond0 type bond mode active-backup miimon 100",
+                "link set eth0 master bond0",
+                "link set eth1 master bond0",
+                "link set bond0 type bond primary eth0",
+            ])?;
+            // As `millrace doctor` asks for; a bond has it on whatever its NICs can do.
+            let mut ethtool = Command::new("ethtool");
+            netns.run(ethtool.args(["-K", "bond0", "lro", "off"]))?;
         }
+        netns.ip([&*format!("link set {uplink} up")])?;
+        let mut below = uplink.to_owned();
+        if self == Self::Qinq {
+            let outer = format!("{uplink}.{SERVICE_TAG}");
+            netns.ip([
+                &*format!(
+                    "link add link {uplink} name {outer} type vlan protocol 802.1ad id {SERVICE_TAG}"
+                ),
+                &*format!("link set {outer} up"),
+            ])?;
+            below = outer;
+        }
+        let device = self.device();
+        if device != uplink {
+            netns.ip([&*format!(
+                "link add link {below} name {device} type vlan id {TAG}"
+            )])?;
+        }
+        if self == Self::Qinq {
+            // A NIC has room for one tag.
+            netns.ip([&*format!("link set {device} mtu 1496")])?;
+        }
+        netns.ip([&*format!("link set {device} up")])
+    }
+
+    /// Before 5.15 a bond has no native XDP (Linux commit 9e2ee5c7e7c3).
+    fn is_native(self) -> bool {
+        self.uplink() != "bond0" || kernel::is_at_least(5, 15)
     }
 }
 
@@ -102,8 +125,10 @@ impl FromStr for Link {
         Ok(match text {
             "plain" => Self::Plain,
             "vlan" => Self::Vlan,
+            "qinq" => Self::Qinq,
             "bond" => Self::Bond,
-            _ => bail!("no link {text}: plain, vlan or bond"),
+            "bondvlan" => Self::BondVlan,
+            _ => bail!("no link {text}: plain, vlan, qinq, bond or bondvlan"),
         })
     }
 }
@@ -134,13 +159,22 @@ pub fn balance(way: Way, link: Link) -> Result<()> {
     configuration.interfaces = vec![link.uplink().to_owned()];
     let folder = Folder::create("far")?;
     stage::watch_connections(&netns, &folder)?;
+    if link == Link::Qinq {
+        netns.sysctl("net.ipv4.ip_forward", "1")?;
+        netns.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+    }
     let balancer = Balancer::start(&netns, &configuration)?;
-    runs_natively(&netns, link.uplink()).with_context(|| balancer.log())?;
+    if !link.is_native() {
+        stands_aside_until_generic(&balancer, &configuration, link.uplink())?;
+    }
+    let mode = if link.is_native() { NATIVE } else { GENERIC };
+    runs(&netns, link.uplink(), mode).with_context(|| balancer.log())?;
     say("ready");
     end_of_input()?;
     say(&balancer.cli(&["status"])?);
-    runs_natively(&netns, link.uplink())?;
+    runs(&netns, link.uplink(), mode)?;
     no_vip_is_tracked(&netns)?;
+    nothing_was_handed_up(&netns)?;
     drop(balancer);
     say("done");
     Ok(())
@@ -285,15 +319,66 @@ fn backends_elsewhere(netns: &Netns) -> Result<Vec<Host>> {
         .collect()
 }
 
-/// Asks the kernel, not the agent: `mode` is `XDP_ATTACHED_DRV` (`linux/if_link.h`).
-fn runs_natively(netns: &Netns, device: &str) -> Result<()> {
+/// `XDP_ATTACHED_DRV` and `XDP_ATTACHED_SKB` (`linux/if_link.h`).
+const NATIVE: u8 = 1;
+const GENERIC: u8 = 2;
+
+/// The agent does not put up with less than it was asked for, but says what would do; then that is done.
+fn stands_aside_until_generic(
+    balancer: &Balancer,
+    configuration: &Configuration,
+    device: &str,
+) -> Result<()> {
+    let attached = || -> Result<serde_json::Value> {
+        let status = balancer.json(&["status"])?;
+        let interfaces = status["interfaces"].as_array().context("interfaces")?;
+        let found = interfaces.iter().find(|found| found["name"] == device);
+        Ok(found.with_context(|| status.to_string())?["attached"].clone())
+    };
+    let why = attached()?["why"].clone();
+    let expected = format!(
+        "interface {device}: its driver has no native XDP; set `xdp.mode: generic` (slower), or use another interface"
+    );
+    ensure!(why == *expected, "{device} is not refused: {why}");
+    say(&expected);
+    let text = configuration.to_string();
+    balancer.write(&text.replacen("services:", "xdp: {mode: generic}\nservices:", 1))?;
+    until(PATIENCE, || {
+        let attached = attached()?;
+        ensure!(attached["state"] == "generic", "{attached}");
+        Ok(())
+    })
+}
+
+/// Asks the kernel, not the agent.
+fn runs(netns: &Netns, device: &str, mode: u8) -> Result<()> {
     let shown = netns.run(Command::new("ip").args(["-j", "link", "show", "dev", device]))?;
     let links: serde_json::Value = serde_json::from_str(&shown).context("ip -j link")?;
     let xdp = &links[0]["xdp"];
-    ensure!(xdp["mode"] == 1, "{device} has no native XDP: {xdp}");
+    ensure!(
+        xdp["mode"] == mode,
+        "{device}: XDP is not of mode {mode}: {xdp}"
+    );
     let driver = netns.run(Command::new("ethtool").args(["-i", device]))?;
     let driver = driver.lines().next().unwrap_or_default();
-    say(&format!("{device}: native XDP, {driver}"));
+    say(&format!("{device}: XDP of mode {mode}, {driver}"));
+    Ok(())
+}
+
+/// The proof that the XDP program sent every packet: none went up to the tc program.
+fn nothing_was_handed_up(netns: &Netns) -> Result<()> {
+    let metrics = clients::curl(netns, &["http://127.0.0.1:9470/metrics"])?;
+    let of = |name: &str| -> Vec<&str> {
+        let lines = metrics.lines().filter(|line| line.starts_with(name));
+        lines.filter(|line| !line.ends_with(" 0")).collect()
+    };
+    ensure!(
+        !of("millrace_frontend_packets_total").is_empty(),
+        "nothing was forwarded: {metrics}"
+    );
+    let reasons = metrics.lines().filter(|line| line.contains("handed_up"));
+    let some: Vec<_> = reasons.filter(|line| !line.ends_with(" 0")).collect();
+    ensure!(some.is_empty(), "handed up: {some:?}");
     Ok(())
 }
 

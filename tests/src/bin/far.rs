@@ -1,5 +1,5 @@
 //! One side of the network across two VMs: `far balancer WAY LINK` or `far world WAY LINK`, where WAY is `nat`, `ipip4`,
-//! `ipip6` or `l2`, and LINK is `plain`, `vlan` or `bond`.
+//! `ipip6` or `l2`, and LINK is `plain`, `vlan`, `qinq`, `bond` or `bondvlan`.
 
 use anyhow::{Context as _, Result, bail};
 use lb_tests::far;

@@ -12,15 +12,18 @@ use std::{
     time::Duration,
 };
 
-/// Link, mode, and whether every test run wants it. Native XDP on a bond is there since 5.15.
-const SCENARIOS: [(&str, &str, bool); 7] = [
+/// Link, mode, and whether every test run wants it.
+const SCENARIOS: [(&str, &str, bool); 10] = [
     ("plain", "nat", true),
     ("plain", "ipip4", false),
     ("plain", "ipip6", true),
     ("plain", "l2", false),
     ("vlan", "nat", false),
     ("vlan", "l2", false),
+    ("qinq", "nat", false),
+    ("qinq", "ipip6", false),
     ("bond", "nat", false),
+    ("bondvlan", "nat", false),
 ];
 
 /// For setting up one side, or for one side's requests.
@@ -29,7 +32,7 @@ const PATIENCE: Duration = Duration::from_mins(3);
 /// [`PATIENCE`] in tenths of a second.
 const TRIES: u64 = PATIENCE.as_secs() * 10;
 
-/// Runs the scenarios that this kernel can run, or the `core` ones. Seconds that a boot took, and the results.
+/// Runs the scenarios, or the `core` ones. Seconds that a boot took, and the results.
 pub(super) fn run(lab: &Lab<'_>, core: bool) -> Result<(f64, Tally)> {
     let wires = Wires::lay(lab)?;
     let boot = || -> Result<(Side, Side)> {
@@ -42,7 +45,7 @@ pub(super) fn run(lab: &Lab<'_>, core: bool) -> Result<(f64, Tally)> {
     let (mut balancer, mut world) = boot()?;
     let mut sum = Tally::default();
     for (link, way, wanted) in SCENARIOS {
-        if (core && !wanted) || (link == "bond" && !lab.kernel_at_least(5, 15)) {
+        if core && !wanted {
             continue;
         }
         let mut reader = Reader::default();
