@@ -24,6 +24,8 @@ pub(crate) struct Interface {
     pub(super) xdp: Option<Xdp>,
     /// Index of the interface that it is a VLAN of.
     pub(super) vlan_of: Option<u32>,
+    /// Index of the interface that it is a port of.
+    pub(super) port_of: Option<u32>,
 }
 
 /// The XDP program of an interface. With one program in each mode the native one is told.
@@ -130,6 +132,7 @@ pub(crate) fn link(message: RouteNetlinkMessage) -> Option<Interface> {
             LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
             LinkAttribute::Xdp(attributes) => interface.xdp = xdp(&attributes),
             LinkAttribute::Link(index) => below = Some(index),
+            LinkAttribute::Controller(index) => interface.port_of = Some(index),
             // The interface below is one of another namespace.
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {

@@ -21,7 +21,10 @@ pub struct Nic {
     pub mtu: u32,
     pub lro: Switch,
     pub gro_hw: Switch,
+    /// Of a bond: whether any of its ports has it on. Its own says nothing of them.
     pub rx_vlan: Switch,
+    /// Those ports.
+    pub stripping_ports: Vec<String>,
     /// Combined channels in use, and how many there may be.
     pub channels: Option<(u32, u32)>,
     /// VLAN interfaces upon it.
@@ -39,24 +42,42 @@ pub struct Fault {
 impl Nic {
     pub(super) fn read(interface: &Interface) -> io::Result<Self> {
         let name = &interface.name;
-        let vlans = netlink::interfaces()?
-            .into_iter()
-            .filter(|other| other.vlan_of == Some(interface.index))
-            .map(|vlan| vlan.name);
+        let (mut vlans, mut ports) = (Vec::new(), Vec::new());
+        for other in netlink::interfaces()? {
+            if other.vlan_of == Some(interface.index) {
+                vlans.push(other.name);
+            } else if other.port_of == Some(interface.index) {
+                ports.push(other.name);
+            }
+        }
+        let driver = ethtool::driver(name)?;
+        let mut rx_vlan = ethtool::offload(name, Offload::RxVlan)?;
+        let mut stripping_ports = Vec::new();
+        if driver == "bonding" {
+            rx_vlan = Switch::default();
+            for port in ports {
+                let switch = ethtool::offload(&port, Offload::RxVlan)?;
+                if switch.on {
+                    rx_vlan = switch;
+                    stripping_ports.push(port);
+                }
+            }
+        }
         Ok(Self {
-            driver: ethtool::driver(name)?,
+            driver,
             mtu: interface.mtu,
             lro: ethtool::offload(name, Offload::Lro)?,
             gro_hw: ethtool::offload(name, Offload::GroHw)?,
-            rx_vlan: ethtool::offload(name, Offload::RxVlan)?,
+            rx_vlan,
+            stripping_ports,
             channels: ethtool::channels(name)?,
-            vlans: vlans.collect(),
+            vlans,
         })
     }
 
     /// Why the program must not be put on it. `interface` is its name.
     pub fn faults(&self, interface: &str, mode: Mode) -> Vec<Fault> {
-        let fault = |offload: Offload, what: String| Fault {
+        let fault_of = |interface: &str, offload: Offload, what: String| Fault {
             offload,
             what,
             mend: Mend::Offload {
@@ -65,6 +86,7 @@ impl Nic {
                 on: false,
             },
         };
+        let fault = |offload, what| fault_of(interface, offload, what);
         let mut faults = Vec::new();
         if self.lro.on {
             let what = match mode {
@@ -83,7 +105,12 @@ impl Nic {
                 "the NIC takes VLAN tags out before XDP sees the frame (rxvlan), so packets for {} would look untagged",
                 self.vlans.join(", ")
             );
-            faults.push(fault(Offload::RxVlan, what));
+            if self.stripping_ports.is_empty() {
+                faults.push(fault(Offload::RxVlan, what));
+            } else {
+                let ports = self.stripping_ports.iter();
+                faults.extend(ports.map(|port| fault_of(port, Offload::RxVlan, what.clone())));
+            }
         }
         faults
     }
@@ -160,6 +187,22 @@ mod tests {
             ]
         );
         assert!(nic.faults("eth0", Mode::Native)[1].what.contains("eth0.7"));
+    }
+
+    #[test]
+    fn of_a_bond_the_ports_are_mended() {
+        let nic = Nic {
+            rx_vlan: ON,
+            stripping_ports: vec!["eth0".into(), "eth1".into()],
+            vlans: vec!["bond0.7".into()],
+            ..Nic::default()
+        };
+        let faults = nic.faults("bond0", Mode::Native);
+        let told: Vec<_> = faults.iter().map(|fault| fault.mend.to_string()).collect();
+        assert_eq!(
+            told,
+            ["ethtool -K eth0 rxvlan off", "ethtool -K eth1 rxvlan off"]
+        );
     }
 
     #[test]
