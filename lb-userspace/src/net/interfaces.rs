@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs};
 
-use super::{Facts, Sending};
+use super::{Facts, Sending, ethtool};
 
 /// Names of the interfaces that match one of `patterns` (`*` stands for any characters, `?` for one); without patterns
 /// those of the default routes. A pattern without wildcards is in the result even if there is no such interface yet.
@@ -84,13 +84,27 @@ pub fn xdp_send(name: &str, kind: &str) -> Sending {
     match kind {
         "veth" | "tun" => Sending::Always,
         "bond" => Sending::WithProgram,
-        "" if DRIVERS.contains(&driver(name).as_str()) => Sending::WithProgram,
+        // A few have other names for ethtool than for the kernel's list of drivers.
+        "" if [driver(name), driver_by_sysfs(name)]
+            .iter()
+            .any(|driver| DRIVERS.contains(&driver.as_str())) =>
+        {
+            Sending::WithProgram
+        }
         _ => Sending::Never,
     }
 }
 
-/// The driver of a physical interface; empty if it has none or is unknown.
+/// The driver of a physical interface; empty if it has none or is unknown. sysfs shows the interfaces of the network namespace
+/// that it was mounted in, so it is asked last.
 pub fn driver(name: &str) -> String {
+    match ethtool::driver(name) {
+        Ok(driver) if !driver.is_empty() => driver,
+        _ => driver_by_sysfs(name),
+    }
+}
+
+fn driver_by_sysfs(name: &str) -> String {
     fs::read_link(format!("/sys/class/net/{name}/device/driver"))
         .ok()
         .and_then(|path| Some(path.file_name()?.to_str()?.to_owned()))
