@@ -284,7 +284,7 @@ impl Begun<'_> {
         }
         tracing::info!(took = ?begin.elapsed(), adopted, "serving");
         notify(Phase::Ready);
-        reconciler.run(inputs, stop).await;
+        Box::pin(reconciler.run(inputs, stop)).await;
         notify(Phase::Stopping);
         // Answers under way are given; the socket's file goes.
         match timeout(Duration::from_secs(2), observing).await {
