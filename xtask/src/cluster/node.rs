@@ -1,5 +1,5 @@
-//! A node: namespaces for its network, its mounts and its processes, and in them containerd, kubelet and kube-proxy at
-//! their usual places.
+//! A node: namespaces for its network, its name, its mounts and its processes, and in them containerd, kubelet and
+//! kube-proxy at their usual places.
 //!
 //! Its first process is a shell that waits. When that one is killed, the kernel ends everything in the PID namespace,
 //! pods and their shims included, and the mounts go with the last of them.
@@ -26,12 +26,13 @@ use std::{
 /// On two busy cores; alone it takes 2 s.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Arguments: the node's folder. Everything usual lies below /var/lib, /var/log and /run. BPF programs are pinned on a
+/// Arguments: the node's folder and name. Everything usual lies below /var/lib, /var/log and /run. BPF programs are pinned on a
 /// filesystem of the node's own.
 ///
 /// The kubelet writes some settings of the kernel that are the whole machine's (a panic after an oops, for one). It
 /// finds here that they are what it wants, and leaves them alone.
 const HOLD: &str = r#"set -e
+hostname "$2"
 for folder in lib log; do mount --bind "$1/$folder" /var/$folder; done
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t bpf bpf /sys/fs/bpf
@@ -69,12 +70,19 @@ pub(super) fn hold(state: &mut State, node: Node, pause: &str) -> Result<()> {
         let path = folder.join(file);
         fs::write(&path, text).with_context(|| path.display().to_string())?;
     }
-    let unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"];
+    let unshare = [
+        "unshare",
+        "--uts",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+    ];
     let line: Vec<&OsStr> = unshare
         .into_iter()
         .chain(["--propagation", "private", "sh", "-c", HOLD, "hold"])
         .map(OsStr::new)
-        .chain([folder.as_os_str()])
+        .chain([folder.as_os_str(), OsStr::new(&name)])
         .collect();
     let line = network::entering(&layout, &name, line);
     let log = layout.file(&format!("log/{name}"));
@@ -179,6 +187,7 @@ fn inside(state: &State, node: Node, line: &[OsString]) -> Result<Vec<OsString>>
         "nsenter".into(),
         format!("--target={init}").into(),
         "--net".into(),
+        "--uts".into(),
         "--mount".into(),
         "--pid".into(),
         "--".into(),

@@ -93,6 +93,10 @@ const CLUSTER_PROGRAMS: &[Program] = &[
         debian: "openssl",
     },
     Program {
+        name: "hostname",
+        debian: "hostname",
+    },
+    Program {
         name: "nsenter",
         debian: "util-linux",
     },
