@@ -4,6 +4,8 @@
 //! `cargo xtask test` starts one for the suite. For a test alone: `cargo xtask cluster up`, then `MILLRACE_CLUSTER` is
 //! `target/cluster`.
 
+pub mod agents;
+
 use std::{
     collections::BTreeSet,
     env,

@@ -5,8 +5,11 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use anyhow::{Result, ensure};
-use lb_tests::cluster::{Cluster, ask, get, wait_for};
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{
+    cluster::{Cluster, ask, get, wait_for},
+    netns::run,
+};
 use serde_json::json;
 
 /// VIPs of one test, one of each family.
@@ -71,6 +74,44 @@ fn kube_proxy_keeps_the_clients_address_on_the_node_that_got_the_packet() -> Res
             let client = cluster.address("client", vip.is_ipv6())?;
             ensure!(seen.ip() == client, "{vip} at {node}: {seen}");
         }
+    }
+    Ok(())
+}
+
+/// Contract A14.1 begins here: under exactly the manifest's Role nothing is forbidden.
+#[test]
+fn our_agents_are_ready_on_every_node_and_have_read_the_cluster() -> Result<()> {
+    let Some(cluster) = Cluster::named()? else {
+        return Ok(());
+    };
+    let agents = cluster.install()?;
+    for node in cluster.nodes()? {
+        let status = agents.status(&node)?;
+        ensure!(status["node"] == node.as_str(), "{status:#}");
+        let interfaces = status["interfaces"].as_array().context("interfaces")?;
+        let attached = |name: &str| {
+            interfaces
+                .iter()
+                .any(|one| one["name"] == name && one["attached"]["state"] == "native")
+        };
+        ensure!(attached("eth0"), "{status:#}");
+        for name in ["services", "endpointslices", "nodes"] {
+            let sources = status["sources"].as_array().context("sources")?;
+            let source = sources.iter().find(|source| source["name"] == name);
+            let state = source.map(|source| &source["state"]);
+            ensure!(state.is_some_and(|state| state == "synced"), "{status:#}");
+        }
+    }
+    let log = agents.log()?;
+    ensure!(!log.contains("forbidden") && !log.contains("403"), "{log}");
+    agents.remove()?;
+    for node in cluster.nodes()? {
+        let mut command = cluster.on_node(&node)?;
+        let pins = run(command.args(["ls", "-A", "/sys/fs/bpf"]))?;
+        ensure!(!pins.contains("millrace"), "{node}: {pins}");
+        let mut command = cluster.on_node(&node)?;
+        let links = run(command.args(["ip", "-details", "link", "show", "dev", "eth0"]))?;
+        ensure!(!links.contains("xdp"), "{node}: {links}");
     }
     Ok(())
 }
