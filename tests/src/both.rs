@@ -279,15 +279,25 @@ pub fn routes(world: &mut World, ifindex: u32, mac: [u8; 6]) {
     world.v4.routes = vec![
         (v4("10.9.0.0"), 16, Route::None),
         (v4("10.0.0.13"), 32, hop(0x13, "10.0.0.13")),
+        (v4("10.0.0.77"), 32, neighbour("10.0.0.77")),
         (v4("10.0.0.254"), 32, hop(0xfe, "10.0.0.254")),
-        // Nobody else on link is known.
-        (v4("10.0.0.0"), 24, neighbour("10.0.0.77")),
+        // The host's own and broadcast addresses, and who else may be on link: of no matter but to frames made at random.
+        (v4("10.0.0.0"), 31, Route::Unknown),
+        (v4("10.0.0.255"), 32, Route::Unknown),
+        (v4("10.1.0.0"), 31, Route::Unknown),
+        (v4("10.1.0.255"), 32, Route::Unknown),
+        (v4("10.0.0.0"), 24, neighbour("0.0.0.0")),
+        (v4("10.1.0.0"), 24, neighbour("0.0.0.0")),
         (v4("0.0.0.0"), 0, hop(0xfe, "10.0.0.254")),
     ];
     world.v6.routes = vec![
         (v6("2001:db8:1::13"), 128, hop(0x13, "2001:db8:1::13")),
+        (v6("2001:db8:1::77"), 128, neighbour("2001:db8:1::77")),
         (v6("2001:db8:1::fe"), 128, hop(0xfe, "2001:db8:1::fe")),
-        (v6("2001:db8:1::"), 64, neighbour("2001:db8:1::77")),
+        (v6("2001:db8:1::"), 127, Route::Unknown),
+        (v6("2001:db8:2::"), 127, Route::Unknown),
+        (v6("2001:db8:1::"), 64, neighbour("::")),
+        (v6("2001:db8:2::"), 64, neighbour("::")),
         (v6("::"), 0, hop(0xfe, "2001:db8:1::fe")),
     ];
 }
