@@ -4,9 +4,16 @@
 //! Both sides know all addresses, so they need not talk. Each is driven by lines on its standard input: one line when
 //! the other side is ready, the end of input when all is done.
 
-use std::{net::SocketAddr, process::Command, str::FromStr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::Command,
+    str::FromStr,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
+
+pub mod segment;
 
 use crate::{
     balancer::{Balancer, Configuration},
@@ -173,7 +180,7 @@ pub fn balance(way: Way, link: Link) -> Result<()> {
     end_of_input()?;
     say(&balancer.cli(&["status"])?);
     runs(&netns, link.uplink(), mode)?;
-    no_vip_is_tracked(&netns)?;
+    no_tracked(&netns, Family::vip)?;
     nothing_was_handed_up(&netns)?;
     drop(balancer);
     say("done");
@@ -215,6 +222,7 @@ pub fn surround(way: Way, link: Link) -> Result<()> {
     let requests = Requests {
         way,
         client: &clients[0],
+        vip: Family::vip,
     };
     requests.all();
     Ok(())
@@ -224,6 +232,7 @@ pub fn surround(way: Way, link: Link) -> Result<()> {
 struct Requests<'a> {
     way: Way,
     client: &'a Host,
+    vip: fn(Family) -> IpAddr,
 }
 
 type Test<'a> = fn(&Requests<'a>, Family) -> Result<()>;
@@ -237,28 +246,18 @@ impl Requests<'_> {
             ("the_client_address_is_what_the_mode_says", Self::address),
             ("an_unknown_port_is_refused", Self::refusal),
         ];
-        let (mut passed, mut failed) = (0, 0);
+        let mut score = Score::default();
         for family in Family::BOTH {
             for (name, test) in tests {
                 let name = format!("{family:?}::{name}").to_lowercase();
-                match test(self, family) {
-                    Ok(()) => {
-                        passed += 1;
-                        say(&format!("test {name} ... ok"));
-                    }
-                    Err(error) => {
-                        failed += 1;
-                        say(&format!("{error:#}"));
-                        say(&format!("test {name} ... FAILED"));
-                    }
-                }
+                score.note(&name, test(self, family));
             }
         }
-        say(&format!("test result: {passed} passed; {failed} failed"));
+        score.end();
     }
 
     fn http(&self, family: Family) -> Result<()> {
-        let vip = SocketAddr::new(family.vip(), HTTP);
+        let vip = SocketAddr::new((self.vip)(family), HTTP);
         // Where nothing comes back, one request's patience is enough.
         let first = clients::http(&self.client.netns, vip, 1, 1);
         ensure!(first.failed() == 0, "{first:?}");
@@ -271,7 +270,7 @@ impl Requests<'_> {
     }
 
     fn datagrams(&self, family: Family) -> Result<()> {
-        let vip = SocketAddr::new(family.vip(), ECHO);
+        let vip = SocketAddr::new((self.vip)(family), ECHO);
         let first = clients::udp(&self.client.netns, vip, 1);
         ensure!(first.failed() == 0, "{first:?}");
         let answers = clients::udp(&self.client.netns, vip, REQUESTS);
@@ -283,7 +282,7 @@ impl Requests<'_> {
     }
 
     fn address(&self, family: Family) -> Result<()> {
-        let url = format!("http://{}/", SocketAddr::new(family.vip(), HTTP));
+        let url = format!("http://{}/", SocketAddr::new((self.vip)(family), HTTP));
         let answer = clients::curl(&self.client.netns, &[&url])?;
         let expected = match (self.way, family) {
             (Way::Nat, Family::V4) => "10.0.0.2".to_owned(),
@@ -295,12 +294,40 @@ impl Requests<'_> {
     }
 
     fn refusal(&self, family: Family) -> Result<()> {
-        let nowhere = SocketAddr::new(family.vip(), 4444);
+        let nowhere = SocketAddr::new((self.vip)(family), 4444);
         let refused = Some(std::io::ErrorKind::ConnectionRefused);
         let tcp = clients::tcp_refusal(&self.client.netns, nowhere);
         let udp = clients::udp_refusal(&self.client.netns, nowhere);
         ensure!(tcp == refused && udp == refused, "{tcp:?}, {udp:?}");
         Ok(())
+    }
+}
+
+/// Says what libtest would.
+#[derive(Default)]
+struct Score {
+    passed: usize,
+    failed: usize,
+}
+
+impl Score {
+    fn note(&mut self, name: &str, result: Result<()>) {
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                say(&format!("test {name} ... ok"));
+            }
+            Err(error) => {
+                self.failed += 1;
+                say(&format!("{error:#}"));
+                say(&format!("test {name} ... FAILED"));
+            }
+        }
+    }
+
+    fn end(&self) {
+        let Self { passed, failed } = self;
+        say(&format!("test result: {passed} passed; {failed} failed"));
     }
 }
 
@@ -383,11 +410,11 @@ fn nothing_was_handed_up(netns: &Netns) -> Result<()> {
 }
 
 /// The proof that packets for VIPs never reach the balancer's own stack.
-fn no_vip_is_tracked(netns: &Netns) -> Result<()> {
+fn no_tracked(netns: &Netns, vip: fn(Family) -> IpAddr) -> Result<()> {
     let tracked = tracked_connections(netns)?;
     ensure!(!tracked.is_empty(), "nothing is tracked, not even probes");
     for family in Family::BOTH {
-        let vip = format!("={} ", family.vip());
+        let vip = format!("={} ", vip(family));
         let vips: Vec<_> = tracked.iter().filter(|line| line.contains(&vip)).collect();
         ensure!(vips.is_empty(), "tracked: {vips:?}");
     }

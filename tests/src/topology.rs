@@ -150,10 +150,7 @@ impl Topology {
     /// One more host in the backends' network, 10.0.0.LAST and `fd00::LAST`, to which the VIPs' networks are on link: it has
     /// no route to the balancer.
     pub fn neighbour(&self, name: &str, last: u8) -> Result<Host> {
-        let v6: Ipv6Addr = format!("fd00::{last}").parse()?;
-        let host = host(name, Ipv4Addr::new(10, 0, 0, last), v6)?;
-        let (own4, own6) = (host.v4.to_string(), host.v6.to_string());
-        plug(&self.router, name, "lan", &host, "eth0", &own4, &own6)?;
+        let host = on_lan(&self.router, name, last)?;
         host.netns.ip([
             "route add 192.0.2.0/24 dev eth0",
             "route add 2001:db8::/64 dev eth0",
@@ -250,6 +247,15 @@ fn client(router: &Netns, name: &str, [a, b, c]: [u8; 3], net6: u16) -> Result<H
     // Ten thousand connections to one VIP want their own ports.
     host.netns
         .sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
+    Ok(host)
+}
+
+/// A host in the backends' network, 10.0.0.LAST and `fd00::LAST`, with no routes.
+pub(crate) fn on_lan(router: &Netns, name: &str, last: u8) -> Result<Host> {
+    let v6: Ipv6Addr = format!("fd00::{last}").parse()?;
+    let host = host(name, Ipv4Addr::new(10, 0, 0, last), v6)?;
+    let (own4, own6) = (host.v4.to_string(), host.v6.to_string());
+    plug(router, name, "lan", &host, "eth0", &own4, &own6)?;
     Ok(host)
 }
 

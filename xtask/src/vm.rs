@@ -10,6 +10,7 @@ pub(crate) mod lab;
 pub(crate) mod machine;
 mod modules;
 mod package;
+mod segment;
 mod suite;
 mod traffic;
 
@@ -28,7 +29,7 @@ pub(crate) struct Args {
     /// Only this part
     #[arg(long)]
     part: Option<Part>,
-    /// Only what `cargo xtask test` runs: the verifier, the agreement with the host, two modes of traffic
+    /// Only what `cargo xtask test` runs: the verifier, the agreement with the host, two modes of traffic, the LAN segment
     #[arg(long)]
     core: bool,
 }

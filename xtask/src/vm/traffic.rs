@@ -3,6 +3,7 @@
 use super::{
     lab::Lab,
     machine::{Machine, Nic, Wire},
+    segment,
 };
 use crate::test::output::{Reader, Tally};
 use anyhow::{Context as _, Result, bail};
@@ -72,6 +73,7 @@ pub(super) fn run(lab: &Lab<'_>, core: bool) -> Result<(f64, Tally)> {
             (balancer, world) = boot()?;
         }
     }
+    sum.absorb(segment::run(&mut balancer, &mut world)?);
     Ok((world.machine.booted, sum))
 }
 
@@ -124,7 +126,7 @@ impl Side {
 mkfifo /run/far.in
 sleep 100000 > /run/far.in 2> /dev/null &
 echo $! > /run/far.open
-(far {name} {way} {link} < /run/far.in; echo \"ended $?\") > /run/far.log 2>&1 &"
+(far {name} {way} {link} < /run/far.in; echo \"ended $?\") >> /run/far.log 2>&1 &"
         );
         self.machine.run(&script, PATIENCE).map(drop)
     }
@@ -148,6 +150,13 @@ cat /run/far.log"
 
     pub(super) fn go(&mut self) -> Result<()> {
         self.machine.run("echo > /run/far.in", PATIENCE).map(drop)
+    }
+
+    /// Tells the program to go on and waits for this answer; what it said in between.
+    pub(super) fn step(&mut self, line: &str, answer: &str) -> Result<String> {
+        let script = format!(": > /run/far.log\necho '{line}' > /run/far.in");
+        self.machine.run(&script, PATIENCE)?;
+        self.wait(answer)
     }
 
     /// Closes the program's input.
