@@ -6,6 +6,7 @@
 
 mod apt_sources;
 mod debian;
+mod debian_root;
 mod kernels;
 mod linker;
 mod machine;
@@ -15,6 +16,7 @@ mod rustc_web;
 
 use crate::Outcome;
 use anyhow::{Result, bail};
+pub(crate) use debian_root::debian_root;
 pub(crate) use kernels::{Kernel, kernel, series as kernel_series};
 use machine::Machine;
 use packages::Use;

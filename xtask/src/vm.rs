@@ -9,8 +9,9 @@ pub(crate) mod image;
 pub(crate) mod lab;
 pub(crate) mod machine;
 mod modules;
-mod package;
+pub(crate) mod package;
 mod segment;
+mod steps;
 mod suite;
 mod traffic;
 
@@ -29,7 +30,7 @@ pub(crate) struct Args {
     /// Only this part
     #[arg(long)]
     part: Option<Part>,
-    /// Only what `cargo xtask test` runs: the verifier, the agreement with the host, two modes of traffic, the LAN segment
+    /// Less: the verifier, the agreement with the host, two modes of traffic, the LAN segment
     #[arg(long)]
     core: bool,
 }
@@ -52,17 +53,24 @@ pub(crate) enum Part {
     Tests,
     /// Traffic between two VMs
     Traffic,
-    /// The Debian package in a VM that has nothing else of ours; on the newest kernel given
+    /// The Debian package in a VM that has nothing else of ours; on the last kernel given
     Package,
 }
 
 #[expect(clippy::print_stdout, reason = "the results are what was asked for")]
 pub(crate) fn run(args: &Args) -> Outcome {
     setup::ensure_for_vms()?;
-    let tally = match (args.part, args.kernel.last()) {
-        (Some(Part::Package), Some(series)) => package::run(series)?,
-        _ => table(args)?,
-    };
+    let mut tally = Tally::default();
+    if args.part != Some(Part::Package) {
+        tally.absorb(table(args)?);
+    }
+    if let Some(series) = args.kernel.last()
+        && (args.part.is_none() && !args.core || args.part == Some(Part::Package))
+    {
+        let package = package::run(series)?;
+        println!("the Debian package on {series}: {}", package.line());
+        tally.absorb(package);
+    }
     for failure in &tally.failures {
         println!("FAILED: {failure}");
     }

@@ -123,7 +123,8 @@ pub(super) fn packages_in(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-fn source(mirror: &Mirror, suite: &str) -> String {
+/// As a line of sources.list(5).
+pub(super) fn source(mirror: &Mirror, suite: &str) -> String {
     let default = || Path::new(KEYRING).is_file().then(|| KEYRING.to_owned());
     let key = mirror.signed_by.clone().or_else(default);
     let options = key.map_or(String::new(), |key| format!("[signed-by={key}] "));

@@ -52,6 +52,14 @@ const VM_PROGRAMS: &[Program] = &[
         debian: "busybox-static",
     },
     Program {
+        name: "mmdebstrap",
+        debian: "mmdebstrap",
+    },
+    Program {
+        name: "mkfs.ext4",
+        debian: "e2fsprogs",
+    },
+    Program {
         name: "strip",
         debian: "binutils",
     },

@@ -31,7 +31,8 @@ pub(super) struct Scope<'a> {
 const QUICK: [&str; 2] = ["agreement", "packets"];
 
 /// The oldest kernel that we promise to run on, and a new one.
-const KERNELS: [&str; 2] = ["5.10", "6.12"];
+const KERNELS: [&str; 2] = ["5.10", NEWEST];
+const NEWEST: &str = "6.12";
 
 pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
     let mut files = test_files(&root.join("tests/tests"))?;
@@ -100,6 +101,13 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
             name: "other kernels".into(),
             run: Box::new(|| {
                 let tally = vm::table(&vm::Args::core(&KERNELS))?;
+                Ok((tally.failed == 0, tally))
+            }),
+        });
+        steps.push(Step {
+            name: "package on its machine".into(),
+            run: Box::new(|| {
+                let tally = vm::package::run(NEWEST)?;
                 Ok((tally.failed == 0, tally))
             }),
         });

@@ -17,11 +17,18 @@ use std::{
 };
 
 const INIT: &str = include_str!("init.sh");
+/// The same for a VM whose root is on a disk.
+const INIT_OF_DISK: &str = include_str!("init_of_disk.sh");
+/// Runs the jobs, in either.
+const JOBS: &str = include_str!("jobs.sh");
 
 /// What each VM needs to be spoken to, and what our programs and the harness ask of a kernel.
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_net",
+    "virtio_blk",
+    "crc32c_generic",
+    "ext4",
     "failover",
     "veth",
     "tun",
@@ -40,6 +47,9 @@ const MODULES: &[&str] = &[
     "nft_counter",
     "nft_ct",
 ];
+
+/// Where an image has what goes to the same place in the root on a VM's disk.
+pub(crate) const PUT: &str = "/put";
 
 /// Files by their path in the VM.
 #[derive(Default)]
@@ -73,11 +83,37 @@ impl Image {
             .links
             .insert("/bin/sh".to_owned(), "/usr/bin/dash".to_owned());
         image.text("/init", INIT, 0o755);
+        image.text("/jobs", JOBS, 0o755);
         image.text("/etc/passwd", "root:x:0:0:root:/srv:/bin/sh\n", 0o644);
         image.text("/etc/group", "root:x:0:\n", 0o644);
         image.text("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", 0o644);
         image.text("/srv/.keep", "", 0o644);
         Ok(image)
+    }
+
+    /// Only what brings up a Debian root with systemd from the VM's disk; [`PUT`] and below are put into that root.
+    pub(crate) fn of_disk() -> Result<Self> {
+        let mut image = Self::new()?;
+        image.text("/init", INIT_OF_DISK, 0o755);
+        image.text("/disk/.keep", "", 0o644);
+        image.text(
+            &format!("{PUT}/etc/systemd/system/jobs.service"),
+            include_str!("jobs.service"),
+            0o644,
+        );
+        image.text(&format!("{PUT}/srv/jobs"), JOBS, 0o755);
+        image.enable("jobs.service", "../jobs.service");
+        // Or systemd takes the first boot for an installation that wants to ask its user.
+        let id = format!("{:032x}\n", 1);
+        image.text(&format!("{PUT}/etc/machine-id"), &id, 0o444);
+        Ok(image)
+    }
+
+    /// Makes a unit start with the root on the disk.
+    pub(crate) fn enable(&mut self, unit: &str, target: &str) {
+        let wants = format!("{PUT}/etc/systemd/system/multi-user.target.wants");
+        let link = format!("{wants}/{unit}");
+        self.links.insert(link, target.to_owned());
     }
 
     /// A program of this machine, by its name.

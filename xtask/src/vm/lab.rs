@@ -44,6 +44,7 @@ pub(crate) struct Lab<'a> {
     pub(crate) accelerator: Accelerator,
     /// For the kernel's command line.
     pub(crate) words: &'a str,
+    disk: Option<&'a Path>,
 }
 
 impl<'a> Lab<'a> {
@@ -65,12 +66,21 @@ impl<'a> Lab<'a> {
             image: file,
             accelerator,
             words: "",
+            disk: None,
         })
     }
 
     /// The same with these words on the kernel's command line.
     pub(crate) fn with_words(self, words: &'a str) -> Self {
         Self { words, ..self }
+    }
+
+    /// The same with a disk, which no VM changes for others.
+    pub(crate) fn with_disk(self, disk: &'a Path) -> Self {
+        Self {
+            disk: Some(disk),
+            ..self
+        }
     }
 
     /// Boots a VM; `name` is its own within this lab.
@@ -83,6 +93,7 @@ impl<'a> Lab<'a> {
             memory_mib: MEMORY_MIB,
             words: self.words,
             nics,
+            disk: self.disk,
             console: &console,
             netns,
         })

@@ -34,6 +34,8 @@ pub(crate) struct Boot<'a> {
     /// Words for the kernel's command line, such as `lockdown=confidentiality`.
     pub(crate) words: &'a str,
     pub(crate) nics: &'a [Nic],
+    /// A file system; what the guest writes to it is gone with the guest.
+    pub(crate) disk: Option<&'a Path>,
     /// File for the kernel's messages.
     pub(crate) console: &'a Path,
     /// Network namespace that QEMU runs in, where it has tap devices.
@@ -198,6 +200,7 @@ pub(crate) fn accelerator(kernel: &Path, image: &Path, console: &Path) -> Accele
         memory_mib: 1024,
         words: "",
         nics: &[],
+        disk: None,
         console,
         netns: None,
     };
@@ -239,6 +242,11 @@ fn command(boot: &Boot<'_>) -> Command {
         .arg("-serial")
         .arg(format!("file:{}", boot.console.display()))
         .args(["-serial", "stdio"]);
+    if let Some(disk) = boot.disk {
+        let drive = "if=virtio,format=raw,snapshot=on";
+        command.arg("-drive");
+        command.arg(format!("{drive},file={}", disk.display()));
+    }
     for nic in boot.nics {
         let id = format!("nic{}", nic.number);
         let mut device = format!(

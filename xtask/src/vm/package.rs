@@ -1,101 +1,94 @@
-//! The Debian package on a machine that has nothing else of ours: installed, used, upgraded, used and removed, in one
-//! VM; clients, router and backends are in the other.
+//! The Debian package on a Debian with systemd that has nothing else of ours: installed, used, upgraded and managed
+//! under traffic, and removed, in one VM. Client and backends are in the other, on the same LAN segment: they find the
+//! VIPs by ARP and neighbour discovery.
+
+mod scripts;
 
 use super::{
-    image::Image,
+    image::{Image, PUT},
     lab::{Lab, Work},
+    segment,
+    steps::Steps,
     suite,
     traffic::{Side, Wires},
 };
-use crate::{
-    dist, setup,
-    test::output::{Reader, Tally},
-};
-use anyhow::Result;
-use std::{fmt::Write as _, fs, time::Duration};
+use crate::{dist, setup, test::output::Tally};
+use anyhow::{Result, ensure};
+use std::{fmt::Write as _, fs, path::Path};
 
-/// For one script; a restart of an emulated machine's agent takes seconds.
-const PATIENCE: Duration = Duration::from_mins(5);
+/// At least so many requests are asked of each service by `lb_tests::far`.
+const REQUESTS: u64 = 200;
 
-/// What dpkg, its scripts and this file call. Busybox's tar is not the one that dpkg-deb knows.
-const PROGRAMS: [&str; 7] = [
-    "ip",
-    "bpftool",
-    "dpkg",
-    "dpkg-deb",
-    "dpkg-split",
-    "tar",
-    "ethtool",
-];
+/// The console is a file: nobody logs in there.
+const WORDS: &str = "systemd.mask=serial-getty@ttyS0.service";
 
-/// The network of `lb_tests::far`, and dpkg's books, which are empty.
-const PREPARE: &str = "set -e
-mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates /var/lib/dpkg/triggers
-: > /var/lib/dpkg/status
-: > /var/lib/dpkg/available
-ip link set eth0 up
-ip address add 10.0.0.2/24 dev eth0
-ip address add fd00::2/64 dev eth0 nodad
-ip route add default via 10.0.0.1
-ip route add default via fd00::1
-bpftool net show > /run/before
-ls -A /sys/fs/bpf > /run/pins-before
-for program in cargo rustc millrace; do
-    if command -v $program; then exit 1; fi
-done
-";
+/// On the kernel of this series.
+pub(crate) fn run(series: &str) -> Result<Tally> {
+    let (first, second) = (dist::make(1)?, dist::make(2)?);
+    let disk = setup::debian_root()?;
+    let kernel = setup::kernel(series)?;
+    let work = Work::create()?;
+    let around = Lab::open(work.path(), &kernel, &suite::image(work.path())?, None)?;
+    let folder = work.path().join("installed");
+    fs::create_dir_all(&folder)?;
+    let image = image(&first.file, &second.file)?;
+    let installed = Lab::open(&folder, &kernel, &image, Some(around.accelerator))?
+        .with_words(WORDS)
+        .with_disk(&disk);
+    let wires = Wires::lay(&installed)?;
+    let machine = installed.boot("installed", &wires.nics(false), wires.netns())?;
+    eprintln!("vm: package: systemd is up after {:.1} s", machine.booted);
+    let world = Side {
+        machine: around.boot("world", &wires.nics(true), wires.netns())?,
+        name: "world",
+    };
+    let mut pair = Pair {
+        steps: Steps::on(machine, "package", scripts::PRELUDE, scripts::LOG),
+        world,
+    };
+    pair.world.start("segment", "nat")?;
+    pair.world.wait("done")?;
+    pair.all()?;
+    Ok(pair.steps.sum)
+}
 
-/// `dpkg` looks for programs that only other packages need.
-const DPKG: &str = "export PATH=/usr/sbin:/usr/bin:/sbin:/bin
-dpkg() { command dpkg --force-unsafe-io --force-bad-path \"$@\" 2>&1; }
-";
+fn image(first: &Path, second: &Path) -> Result<Image> {
+    let mut image = Image::of_disk()?;
+    image.file(&format!("{PUT}/srv/first.deb"), first);
+    image.file(&format!("{PUT}/srv/second.deb"), second);
+    let network = format!("{PUT}/etc/systemd/network/lan.network");
+    image.text(&network, scripts::NETWORK, 0o644);
+    let configured = format!("{PUT}/srv/millrace.yaml");
+    image.text(&configured, &configuration(), 0o600);
+    Ok(image)
+}
 
-/// As the unit starts it; ready when every backend is.
-const START: &str = "set -e
-eval \"exec $(sed -n 's/^ExecStart=//p' /usr/lib/systemd/system/millrace.service)\" > /run/agent.log 2>&1 &
-echo $! > /run/agent.pid
-for service in http4 http6 echo4 echo6; do
-    until [ \"$(millrace backends $service 2> /dev/null | grep -c ' ready ')\" = 4 ]; do
-        kill -0 \"$(cat /run/agent.pid)\" || { cat /run/agent.log; exit 1; }
-        sleep 0.1
-    done
-done
-ip -j link show dev eth0 | grep -q '\"xdp\":{\"mode\":1,'
-";
-
-/// SIGTERM, which detaches nothing.
-const STOP: &str = "set -e
-kill -TERM \"$(cat /run/agent.pid)\"
-while kill -0 \"$(cat /run/agent.pid)\" 2> /dev/null; do sleep 0.1; done
-ip -j link show dev eth0 | grep -q '\"xdp\":{\"mode\":1,'
-[ -d /sys/fs/bpf/millrace ]
-";
-
-const GONE: &str = "set -e
-bpftool net show | diff /run/before -
-ls -A /sys/fs/bpf | diff /run/pins-before -
-[ ! -e /usr/sbin/millrace ]
-[ ! -e /run/millrace ]
-[ -e /etc/millrace/millrace.yaml ]
-";
-
-/// The services that the clients of `lb_tests::far` ask for.
+/// The services that the client of `lb_tests::far::segment` asks for.
 fn configuration() -> String {
     let mut text = "apiVersion: config.millrace.io/v1alpha1
 kind: MillraceConfiguration
 interfaces: [eth0]
+announce: {l2: true}
 services:
 "
     .to_owned();
-    for (family, vip, network) in [
-        (4, "192.0.2.10", "10.0.0.1"),
-        (6, "[2001:db8::10]", "fd00::1"),
-    ] {
-        for (name, port, protocol, target) in [("http", 80, "tcp", 8080), ("echo", 7, "udp", 7)] {
+    for (family, vip, network) in [(4, "10.0.0.100", "10.0.0.1"), (6, "[fd00::100]", "fd00::1")] {
+        for (name, port, protocols, target) in [
+            ("http", 80, &["tcp"][..], 8080),
+            ("echo", 7, &["tcp", "udp"], 7),
+        ] {
+            let frontends = protocols
+                .iter()
+                .map(|protocol| format!("{vip}:{port}/{protocol}"));
+            let frontends: Vec<_> = frontends.collect();
             _ = writeln!(
                 text,
-                "- name: {name}{family}\n  frontends: [\"{vip}:{port}/{protocol}\"]\n  mode: nat\n  backends:"
+                "- name: {name}{family}\n  frontends: {frontends:?}\n  mode: nat"
             );
+            if name == "http" {
+                text += "  health: {tcp: {}}\n";
+            }
+            text += "  backends:\n";
             for number in 1..=4 {
                 let address = match family {
                     4 => format!("{network}{number}"),
@@ -108,100 +101,88 @@ services:
     text
 }
 
-/// On the kernel of this series.
-pub(super) fn run(series: &str) -> Result<Tally> {
-    let (first, second) = (dist::make(1)?, dist::make(2)?);
-    let work = Work::create()?;
-    let mut image = Image::new()?;
-    for program in PROGRAMS {
-        image.program(program)?;
-    }
-    image.file("/srv/first.deb", &first.file);
-    image.file("/srv/second.deb", &second.file);
-    image.text("/srv/millrace.yaml", &configuration(), 0o600);
-    let kernel = setup::kernel(series)?;
-    let folder = work.path().join("installed");
-    fs::create_dir_all(&folder)?;
-    let installed = Lab::open(&folder, &kernel, &image, None)?;
-    let around = Lab::open(
-        work.path(),
-        &kernel,
-        &suite::image(work.path())?,
-        Some(installed.accelerator),
-    )?;
-    let wires = Wires::lay(&installed)?;
-    let mut machine = installed.boot("installed", &wires.nics(false), wires.netns())?;
-    let mut world = Side {
-        machine: around.boot("world", &wires.nics(true), wires.netns())?,
-        name: "world",
-    };
-
-    let mut sum = Tally::default();
-    let mut step = |title: &str, script: &str| -> Result<bool> {
-        let done = machine.run(&format!("{DPKG}{script}"), PATIENCE);
-        eprintln!(
-            "vm: package: {title}: {}",
-            if done.is_ok() { "ok" } else { "FAILED" }
-        );
-        match done {
-            Ok(_) => sum.passed += 1,
-            Err(error) => {
-                sum.failed += 1;
-                sum.failures.push(format!("package: {title}: {error:#}"));
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    };
-    let install =
-        format!("{PREPARE}dpkg -i /srv/first.deb\nbpftool net show | diff /run/before -\n");
-    let configure = "set -e\ncp /srv/millrace.yaml /etc/millrace/millrace.yaml\nmillrace check /etc/millrace/millrace.yaml\n";
-    let refuse = "set -e\nif dpkg -r millrace; then exit 1; fi\n[ -x /usr/sbin/millrace ]\n";
-    let mut traffic = Reader::default();
-    let whole = step("it installs and attaches nothing", &install)?
-        && step("its example shows how to configure it", configure)?
-        && {
-            world.start("plain", "nat")?;
-            world.wait("ready")?;
-            step("it serves by native XDP on a virtio NIC", START)?
-        }
-        && ask(&mut world, "installed", &mut traffic)?
-        && step(
-            "an upgrade leaves the agent running",
-            "set -e\ndpkg -i /srv/second.deb\nkill -0 \"$(cat /run/agent.pid)\"\n",
-        )?
-        && step("ending the agent detaches nothing", STOP)?
-        && {
-            world.start("plain", "nat")?;
-            world.wait("ready")?;
-            step("the new version takes over", START)?
-        }
-        && ask(&mut world, "upgraded", &mut traffic)?
-        && step("it is not removed under a running agent", refuse)?
-        && step("its end detaches nothing", STOP)?
-        && step("it is removed", "dpkg -r millrace\n")?;
-    if whole {
-        step("the host is as it was", GONE)?;
-    }
-    sum.absorb(traffic.finish());
-    Ok(sum)
+/// The machine with the package, and the world around it.
+struct Pair {
+    steps: Steps,
+    world: Side,
 }
 
-/// The clients' requests, as tests of their own names. The world ends with them.
-fn ask(world: &mut Side, when: &str, results: &mut Reader) -> Result<bool> {
-    world.go()?;
-    let said = world.wait("test result: ")?;
-    for line in said.lines() {
-        match line.strip_prefix("test ") {
-            Some(name) if !name.starts_with("result: ") => {
-                results.line(&format!("test package::{when}::{name}"));
-            }
-            _ => results.line(line),
-        }
-        if line.ends_with("FAILED") {
-            eprintln!("{said}");
-        }
+impl Pair {
+    /// Up to the first step that fails; whether there is none.
+    fn all(&mut self) -> Result<bool> {
+        Ok(self.step("it boots", scripts::PREPARE)
+            && self.step("it installs and attaches nothing", scripts::INSTALL)
+            && self.step("it starts, and is ready when it serves", scripts::START)
+            && self.asked("requests", "done", "installed")?
+            && self.counted()
+            && self.asked("busy", "busy", "upgraded_under_traffic")?
+            && self.step("it is upgraded under traffic", scripts::UPGRADE)
+            && self.asked("enough", "done", "upgraded_under_traffic")?
+            && self.asked("busy", "busy", "managed_under_traffic")?
+            && self.step("it is stopped, started and restarted", scripts::MANAGE)
+            && self.step("a mistake is no crash loop", scripts::MISTAKE)
+            && self.asked("enough", "done", "managed_under_traffic")?
+            && self.asked("requests", "done", "upgraded")?
+            && self.step("it stays under a running agent", scripts::REFUSE)
+            && self.step("removed, it leaves the host as it was", scripts::REMOVE))
     }
-    world.end()?;
-    Ok(true)
+
+    fn step(&mut self, title: &str, script: &str) -> bool {
+        self.steps.step(title, script)
+    }
+
+    /// What the world does, as tests of their own names.
+    fn asked(&mut self, line: &str, answer: &str, when: &str) -> Result<bool> {
+        let said = self.world.step(line, answer)?;
+        let tally = segment::results(&said, &format!("package::{when}"));
+        if tally.ran() {
+            eprintln!("vm: package: {when}: {}", tally.line());
+        }
+        let whole = tally.failed == 0;
+        self.steps.sum.absorb(tally);
+        Ok(whole)
+    }
+
+    /// Whether the program saw each request.
+    fn counted(&mut self) -> bool {
+        let title = "every request is counted";
+        self.steps.look(title, scripts::METRICS, |metrics| {
+            for service in ["http4", "http6", "echo4", "echo6"] {
+                let packets = packets(metrics, service);
+                ensure!(
+                    packets >= REQUESTS,
+                    "{service}: {packets} packets in\n{metrics}"
+                );
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Of all frontends of a service.
+fn packets(metrics: &str, service: &str) -> u64 {
+    let label = format!("service=\"{service}\"");
+    let lines = metrics
+        .lines()
+        .filter(|line| line.starts_with("millrace_frontend_packets_total{"))
+        .filter(|line| line.contains(&label));
+    lines
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_of_all_frontends_are_summed() {
+        let metrics = "# TYPE millrace_frontend_packets_total counter
+millrace_frontend_packets_total{namespace=\"default\",service=\"echo4\",protocol=\"tcp\"} 3
+millrace_frontend_packets_total{namespace=\"default\",service=\"echo4\",protocol=\"udp\"} 4
+millrace_frontend_packets_total{namespace=\"default\",service=\"echo6\",protocol=\"udp\"} 50
+millrace_frontend_bytes_total{namespace=\"default\",service=\"echo4\",protocol=\"udp\"} 600
+";
+        assert_eq!(packets(metrics, "echo4"), 7);
+    }
 }
