@@ -17,6 +17,7 @@ use lb_userspace::{
 
 use crate::{
     kernel::{LOOPBACK, action, is_at_least},
+    leftovers,
     netns::Netns,
     place::Place,
     world::{self, FRONTEND_IDS},
@@ -37,6 +38,8 @@ pub struct Both {
     /// Index of the interface that the kernel's routes lead out by: that of the first uplink.
     routed: u32,
     counters: Counters,
+    /// All that both hold.
+    ops: Vec<Op>,
 }
 
 /// What became of a frame.
@@ -105,9 +108,37 @@ impl Both {
             uplinks,
             routed,
             counters,
+            ops,
         };
         both.set(settings)?;
         Ok(both)
+    }
+
+    /// As they were made: no flows, nothing counted, every value that a test changes as it was. Loading the programs
+    /// anew, which takes the verifier a second, and ten on an emulated CPU, does no more.
+    pub fn reset(&mut self) -> Result<()> {
+        leftovers::clear(self.place.installation.maps())?;
+        let mut ops = Vec::new();
+        for op in &self.ops {
+            match op {
+                Op::NextHop { .. } | Op::Backend { .. } | Op::Slots { .. } => ops.push(op.clone()),
+                // Its questions are counted in the entry.
+                Op::InsertAnnounced {
+                    ifindex, address, ..
+                } => {
+                    let (ifindex, address) = (*ifindex, *address);
+                    ops.push(Op::RemoveAnnounced { ifindex, address });
+                    ops.push(op.clone());
+                }
+                _ => {}
+            }
+        }
+        self.place.installation.dataplane()?.apply(&ops)?;
+        self.host = world::simulate(&self.ops);
+        let mac = self.uplinks[0].0;
+        routes(&mut self.host, self.routed, mac);
+        self.counters = self.place.installation.counters()?;
+        self.set(settings_of(&self.ops)?)
     }
 
     /// Other settings for both.

@@ -13,6 +13,7 @@ pub mod frames;
 pub mod host;
 pub mod hostile;
 pub mod kernel;
+pub mod leftovers;
 pub mod login;
 pub mod neighbours;
 pub mod netns;

@@ -1,6 +1,11 @@
 //! What the path does to each kind of packet, on the kernel and on the host. Expected frames and checksums are
 //! etherparse's.
 
+#![expect(
+    unsafe_code,
+    reason = "what all tests share is taken away when the program ends"
+)]
+
 #[path = "packets/echo.rs"]
 mod echo;
 #[path = "packets/fragments.rs"]
@@ -22,7 +27,10 @@ mod stateless;
 #[path = "packets/vlan.rs"]
 mod vlan;
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    sync::{Mutex, Once, PoisonError},
+};
 
 use anyhow::Result;
 use etherparse::{PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
@@ -111,17 +119,53 @@ impl Packet {
     }
 }
 
-/// Runs a test in a namespace of its own, with both homes; nothing without root.
+/// One pair of homes for all tests, as long as they succeed: the verifier's work is most of what a test does.
+static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
+
+struct Shared {
+    both: Both,
+    // Behind `both`, which is in it.
+    netns: Netns,
+}
+
+impl Shared {
+    fn make() -> Result<Self> {
+        extern "C" fn end() {
+            drop(take());
+        }
+        static ONCE: Once = Once::new();
+        // SAFETY: takes a function that lives as long as the program.
+        ONCE.call_once(|| assert_eq!(unsafe { libc::atexit(end) }, 0, "atexit"));
+        let netns = Netns::create("packets")?;
+        let both = netns.enter(|| Both::new(&netns))?;
+        Ok(Self { both, netns })
+    }
+}
+
+fn take() -> Option<Shared> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.take()
+}
+
+/// Runs a test in a namespace, with both homes as new; nothing without root.
 fn with_both(test: impl FnOnce(&mut Both) -> Result<()> + Send) -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let netns = Netns::create("packets")?;
+    let mut shared = match take() {
+        Some(mut shared) => {
+            shared.both.reset()?;
+            shared
+        }
+        None => Shared::make()?,
+    };
+    let Shared { both, netns } = &mut shared;
     netns.enter(|| {
-        let mut both = Both::new(&netns)?;
-        test(&mut both)?;
+        test(both)?;
         both.check_reasons()
-    })
+    })?;
+    *SHARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(shared);
+    Ok(())
 }
 
 /// Asserts that every checksum of the frame is what etherparse computes.
