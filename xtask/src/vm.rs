@@ -5,6 +5,7 @@
 //! of kernel and host run inside one VM; traffic runs between two.
 
 mod cpio;
+mod doctor;
 pub(crate) mod image;
 pub(crate) mod lab;
 pub(crate) mod machine;
@@ -150,7 +151,9 @@ impl Row {
             eprintln!("vm: {}: up after {:.1} s", row.kernel, row.boot);
             let results = suite::run(&mut machine, core)?;
             row.verified = results.verified;
-            row.tests = Some(results.tally);
+            let mut tally = results.tally;
+            tally.absorb(doctor::run(lab)?);
+            row.tests = Some(tally);
         }
         if part != Some(Part::Tests) {
             let (boot, tally) = traffic::run(lab, core)?;

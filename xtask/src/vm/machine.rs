@@ -55,8 +55,12 @@ pub(crate) struct Nic {
 pub(crate) enum Wire {
     /// A unix socket that this side makes, or finds. One pair of queues.
     Socket { path: PathBuf, makes_it: bool },
-    /// A tap device of the namespace with this many queues, with nothing left to it but frames.
-    Tap { device: String, queues: u8 },
+    /// A tap device of the namespace with this many queues. Without offloads nothing is left to it but frames.
+    Tap {
+        device: String,
+        queues: u8,
+        offloads: bool,
+    },
 }
 
 pub(crate) struct Machine {
@@ -262,9 +266,10 @@ fn command(boot: &Boot<'_>) -> Command {
             Wire::Tap {
                 device: tap,
                 queues,
+                offloads,
             } => {
-                // Offloads stand in the way of native XDP.
-                for offload in OFFLOADS {
+                // They stand in the way of native XDP.
+                for offload in OFFLOADS.iter().filter(|_| !offloads) {
                     _ = write!(device, ",{offload}=off");
                 }
                 _ = write!(device, ",mq=on,vectors={}", 2 * queues + 2);

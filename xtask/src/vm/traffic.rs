@@ -204,6 +204,7 @@ impl Wires {
                 Self::Taps(_) => Wire::Tap {
                     device: tap(world, wire),
                     queues: 2,
+                    offloads: false,
                 },
             },
         })
@@ -227,7 +228,7 @@ pub(super) struct Cables {
 }
 
 impl Cables {
-    fn lay() -> Result<Self> {
+    pub(super) fn lay() -> Result<Self> {
         let cables = Self {
             netns: format!("millrace-vm-{}", process::id()),
         };
@@ -251,6 +252,15 @@ impl Cables {
             }
         }
         Ok(cables)
+    }
+
+    pub(super) fn netns(&self) -> &str {
+        &self.netns
+    }
+
+    /// One end of the first.
+    pub(super) fn end() -> String {
+        tap(false, 0)
     }
 }
 
