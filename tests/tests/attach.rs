@@ -393,9 +393,12 @@ fn without_tcx_a_filter_is_added_and_a_shared_clsact_stays() -> Result<()> {
     // Ours alone: clsact comes and goes with the filter.
     for how in [How::Attached, How::Replaced] {
         let mut installation = place.open()?;
-        assert_eq!(place.attach(&mut installation)?.tc, how);
+        let attached = place.attach(&mut installation)?;
+        assert_eq!((attached.tc, attached.egress), (how, how));
     }
-    assert!(place.network()?.contains("millrace_tc"));
+    for program in ["millrace_tc", "millrace_egress"] {
+        assert!(place.network()?.contains(program));
+    }
     place.detach()?;
     assert_eq!(place.network()?, before);
 
@@ -417,10 +420,12 @@ fn without_tcx_a_filter_is_added_and_a_shared_clsact_stays() -> Result<()> {
     let mut installation = place.open()?;
     place.attach(&mut installation)?;
     assert!(tc("filter show dev eth0 ingress")?.contains("millrace_tc"));
+    assert!(tc("filter show dev eth0 egress")?.contains("millrace_egress"));
     drop(installation);
     place.detach()?;
     assert_eq!(place.network()?, before);
     assert_eq!(tc("filter show dev eth0 ingress")?, filters);
+    assert_eq!(tc("filter show dev eth0 egress")?, "");
     Ok(())
 }
 

@@ -145,11 +145,11 @@ fn receive(socket: &UdpSocket) -> Result<(Vec<u8>, SocketAddr)> {
 
 fn pods_see_clients(choice: TcChoice) -> Result<()> {
     with_node(choice, HERE, |node| {
-        for family in 0..2 {
+        for (family, addresses) in CLIENTS.into_iter().enumerate() {
             serve_tcp(node, family, 0)?;
             let pod = pod_udp(node, family, 0)?;
             for (number, client) in node.clients.iter().enumerate() {
-                let address: IpAddr = CLIENTS[family][number].parse()?;
+                let address: IpAddr = addresses[number].parse()?;
                 let (seen, own) = exchange(client, vip(family), 100)?;
                 assert_eq!((seen.ip(), seen.port()), (address, own.port()));
 
@@ -257,11 +257,11 @@ fn replies_of_forgotten_connections_keep_their_source() -> Result<()> {
 #[test]
 fn one_socket_speaks_to_two_frontends_of_one_pod() -> Result<()> {
     with_node(TcChoice::Best, HERE, |node| {
-        for family in 0..2 {
+        for (family, vips) in VIPS.into_iter().enumerate() {
             let pod = pod_udp(node, family, 0)?;
             let asking = client_udp(node, family, 0)?;
             let mut seen = Vec::new();
-            for vip in VIPS[family] {
+            for vip in vips {
                 asking.send_to(vip.as_bytes(), socket(vip, PORT))?;
                 let (came, from) = receive(&pod)?;
                 assert_eq!(came, vip.as_bytes());
@@ -269,7 +269,7 @@ fn one_socket_speaks_to_two_frontends_of_one_pod() -> Result<()> {
             }
             assert_eq!(seen[0].ip(), seen[1].ip());
             assert_ne!(seen[0].port(), seen[1].port());
-            for (vip, seen) in VIPS[family].into_iter().zip(seen) {
+            for (vip, seen) in vips.into_iter().zip(seen) {
                 pod.send_to(vip.as_bytes(), seen)?;
                 let (came, from) = receive(&asking)?;
                 assert_eq!((came, from), (vip.as_bytes().to_vec(), socket(vip, PORT)));
@@ -303,11 +303,11 @@ fn a_pods_refusal_reaches_the_client() -> Result<()> {
 fn a_client_learns_of_a_smaller_mtu_behind_us() -> Result<()> {
     with_node(TcChoice::Best, HERE, |node| {
         node.netns.ip(["link set cni0 mtu 1400"])?;
-        for family in 0..2 {
+        for (family, [vip, _]) in VIPS.into_iter().enumerate() {
             serve_tcp(node, family, 0)?;
-            exchange(&node.clients[0], vip(family), 300_000)?;
+            exchange(&node.clients[0], socket(vip, PORT), 300_000)?;
             let mut ip = Command::new("ip");
-            let shown = node.clients[0].run(ip.args(["route", "get", VIPS[family][0]]))?;
+            let shown = node.clients[0].run(ip.args(["route", "get", vip]))?;
             ensure!(shown.contains("mtu 1400"), "{shown}");
         }
         Ok(())
