@@ -89,9 +89,9 @@ fn trial(text: &str) -> Result<Duration, String> {
 
 /// To standard error. In the text form without colours: it ends up in a journal or a container's log.
 fn log(args: &Args) -> Result<(), Failure> {
-    // At debug these tell of every relocation and message.
+    // At debug these tell of every relocation and message; what the cluster's client finds we say ourselves, once.
     let mut directives = format!(
-        "aya=info,aya_obj=info,netlink_proto=info,{}",
+        "aya=info,aya_obj=info,netlink_proto=info,kube_client=off,kube_runtime=off,{}",
         args.log_level
     );
     if !matches!(args.packet_log, PacketLog::Off) {

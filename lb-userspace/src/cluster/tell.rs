@@ -115,6 +115,9 @@ fn why(kind: Kind, error: &watcher::Error) -> String {
         kube::Error::Api(status) if status.code == 401 => {
             format!("the server does not know who we are: {}", status.message)
         }
+        kube::Error::Service(cause) => {
+            format!("the API server does not answer: {}", chain(&**cause))
+        }
         cause => chain(cause),
     }
 }
