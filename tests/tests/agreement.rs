@@ -59,12 +59,7 @@ fn host_and_kernel_agree_on_every_frame() -> Result<()> {
     Ok(())
 }
 
-fn agree(
-    netns: &Netns,
-    seed: u64,
-    count: usize,
-    seen: &mut BTreeMap<String, usize>,
-) -> Result<()> {
+fn agree(netns: &Netns, seed: u64, count: usize, seen: &mut BTreeMap<String, usize>) -> Result<()> {
     let mut both = Both::new(netns)?;
     both.change_next_hop(2, |next| next.segment.tags = tag(7, false))?;
     let mut frames = Frames::new(seed, both.uplinks[0].0);

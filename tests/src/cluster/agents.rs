@@ -1,4 +1,4 @@
-//! Our image in our DaemonSet, as `kubectl apply -f deploy/millrace.yaml` brings it.
+//! Our image in our `DaemonSet`, as `kubectl apply -f deploy/millrace.yaml` brings it.
 
 use std::process::Command;
 
