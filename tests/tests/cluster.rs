@@ -115,3 +115,74 @@ fn our_agents_are_ready_on_every_node_and_have_read_the_cluster() -> Result<()> 
     }
     Ok(())
 }
+
+/// Contract A2.4, A4.6, A10.1: with the policy `Local` each request goes by the packet path of the node that got it, to a
+/// pod of that node, which sees who asks.
+#[test]
+fn pods_of_the_node_that_got_the_packet_are_served_by_xdp_and_see_the_client() -> Result<()> {
+    let Some(cluster) = Cluster::named()? else {
+        return Ok(());
+    };
+    let space = cluster.space("near")?;
+    space.servers("web", 4)?;
+    let policy = json!({"externalTrafficPolicy": "Local"});
+    space.service("web", &vips(12), &policy)?;
+    let own = space.pods("web", Some("node1"))?;
+    let agents = cluster.install()?;
+    for vip in vips(12) {
+        cluster.route(vip, "node1")?;
+        let server = SocketAddr::new(vip, 80);
+        agents.serve("node1", server, own.len())?;
+        let before = agents.served("node1", server)?;
+        let mut answered = BTreeSet::new();
+        for _ in 0..REQUESTS {
+            answered.insert(get(&cluster.client, server, "hostname")?);
+        }
+        ensure!(answered == own, "{vip}: {answered:?} of {own:?}");
+        let seen: SocketAddr = get(&cluster.client, server, "clientip")?.trim().parse()?;
+        let client = cluster.address("client", vip.is_ipv6())?;
+        ensure!(seen.ip() == client, "{vip}: {seen}");
+        ensure!(own.contains(&ask(&cluster.client, server, "hostname")?));
+        let after = agents.served("node1", server)?;
+        let asked = REQUESTS as u64 + 1;
+        let new = after.new_flows - before.new_flows;
+        ensure!(new == asked, "{vip}: {new} of {asked} by XDP");
+        ensure!(after.replies - before.replies >= 3 * asked, "{after:?}");
+        ensure!(after.passed == before.passed, "{before:?}, {after:?}");
+    }
+    agents.remove()
+}
+
+/// With the policy `Cluster` all pods answer: those of the node by the packet path, the others by kube-proxy, which has it
+/// all when the agents are gone.
+#[test]
+fn pods_of_other_nodes_stay_with_kube_proxy_and_so_does_everything_after_removal() -> Result<()> {
+    let Some(cluster) = Cluster::named()? else {
+        return Ok(());
+    };
+    let space = cluster.space("both")?;
+    space.servers("web", 2)?;
+    space.service("web", &vips(13), &json!({}))?;
+    let pods = space.pods("web", None)?;
+    let agents = cluster.install()?;
+    for vip in vips(13) {
+        cluster.route(vip, "node1")?;
+        let server = SocketAddr::new(vip, 80);
+        agents.serve("node1", server, pods.len())?;
+        let before = agents.served("node1", server)?;
+        let mut answered = BTreeSet::new();
+        for _ in 0..REQUESTS {
+            answered.insert(get(&cluster.client, server, "hostname")?);
+        }
+        ensure!(answered == pods, "{vip}: {answered:?} of {pods:?}");
+        let after = agents.served("node1", server)?;
+        let new = after.new_flows - before.new_flows;
+        ensure!(new > 0 && new < REQUESTS as u64, "{vip}: {new} by XDP");
+        ensure!(after.passed > before.passed, "{before:?}, {after:?}");
+    }
+    agents.remove()?;
+    for vip in vips(13) {
+        get(&cluster.client, SocketAddr::new(vip, 80), "hostname")?;
+    }
+    Ok(())
+}

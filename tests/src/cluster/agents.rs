@@ -1,11 +1,11 @@
 //! Our image in our `DaemonSet`, as `kubectl apply -f deploy/millrace.yaml` brings it.
 
-use std::process::Command;
+use std::{net::SocketAddr, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Cluster, PATIENCE};
+use super::{Cluster, PATIENCE, wait_for};
 use crate::{
     netns::{run, until},
     servers::sibling,
@@ -13,6 +13,15 @@ use crate::{
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/millrace.yaml");
 const NAMESPACE: &str = "--namespace=millrace-system";
+
+/// Counters of a frontend on one node.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    pub new_flows: u64,
+    pub replies: u64,
+    /// Packets that were left to kube-proxy, or to the stack.
+    pub passed: u64,
+}
 
 /// An agent on every node. On drop the manifest's objects are deleted, and every node is as it was.
 #[derive(Debug)]
@@ -66,6 +75,42 @@ impl Agents<'_> {
     pub fn status(&self, node: &str) -> Result<Value> {
         let answer = self.millrace(node, &["status", "--output=json"])?;
         serde_json::from_str(&answer).context(answer)
+    }
+
+    /// What a node's program has done for a TCP frontend.
+    pub fn served(&self, node: &str, frontend: SocketAddr) -> Result<Served> {
+        let row = self.frontend(node, frontend)?;
+        let count = |field: &str| row[field].as_u64().with_context(|| format!("{row:#}"));
+        let reasons = row["reasons"].as_array().context("reasons")?.iter();
+        let passed = reasons.filter(|reason| reason["kind"] == "passed");
+        Ok(Served {
+            new_flows: count("newFlows")?,
+            replies: count("replies")?,
+            passed: passed
+                .map(|reason| reason["packets"].as_u64().unwrap_or_default())
+                .sum(),
+        })
+    }
+
+    /// Waits until a node's agent knows so many ready backends of a TCP frontend, and it answers.
+    pub fn serve(&self, node: &str, frontend: SocketAddr, ready: usize) -> Result<()> {
+        until(PATIENCE, || {
+            let row = self.frontend(node, frontend)?;
+            ensure!(row["ready"] == ready, "{row:#}");
+            Ok(())
+        })?;
+        wait_for(&self.cluster.client, frontend)
+    }
+
+    /// A TCP frontend's element of `millrace services`.
+    fn frontend(&self, node: &str, frontend: SocketAddr) -> Result<Value> {
+        let answer = self.millrace(node, &["services", "--output=json"])?;
+        let rows: Vec<Value> = serde_json::from_str(&answer).with_context(|| answer.clone())?;
+        let name = format!("{frontend}/tcp");
+        let row = rows
+            .into_iter()
+            .find(|row| row["frontend"] == name.as_str());
+        row.with_context(|| format!("{node} does not serve {name}: {answer}"))
     }
 
     /// What all agents logged.
