@@ -121,7 +121,9 @@ impl Both {
         let mut ops = Vec::new();
         for op in &self.ops {
             match op {
-                Op::NextHop { .. } | Op::Backend { .. } | Op::Slots { .. } => ops.push(op.clone()),
+                Op::NextHop { .. } | Op::Backend { .. } | Op::Slots { .. } | Op::Service { .. } => {
+                    ops.push(op.clone());
+                }
                 // Its questions are counted in the entry.
                 Op::InsertAnnounced {
                     ifindex, address, ..

@@ -168,6 +168,19 @@ fn with_both(test: impl FnOnce(&mut Both) -> Result<()> + Send) -> Result<()> {
     Ok(())
 }
 
+/// The same for a test that changes the network around: in a namespace of its own.
+fn with_own_both(test: impl FnOnce(&mut Both) -> Result<()> + Send) -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let netns = Netns::create("own")?;
+    netns.enter(|| {
+        let mut both = Both::new(&netns)?;
+        test(&mut both)?;
+        both.check_reasons()
+    })
+}
+
 /// Asserts that every checksum of the frame is what etherparse computes.
 fn assert_checksums(frame: &[u8]) {
     let packet = SlicedPacket::from_ethernet(frame).expect("a whole packet");

@@ -20,7 +20,7 @@ use lb_userspace::plan::Op;
 use super::{
     Kind, Packet, assert_checksums,
     stateful::{self, answer},
-    with_both,
+    with_own_both,
 };
 
 /// Where clients are, and VIPs of `ipip`, `l2` and `nat`.
@@ -84,7 +84,7 @@ fn tag_next_hops(both: &mut Both, tags: u32) -> Result<()> {
 
 #[test]
 fn a_packet_leaves_with_the_tags_of_its_next_hop_whatever_it_came_with() -> Result<()> {
-    with_both(|both| {
+    with_own_both(|both| {
         for (network, vips) in ENDS {
             for vip in &vips[..2] {
                 // Those whose backends are behind our own next hops, one on either interface.
@@ -121,7 +121,7 @@ fn a_packet_leaves_with_the_tags_of_its_next_hop_whatever_it_came_with() -> Resu
 
 #[test]
 fn an_answer_of_our_own_keeps_the_tags() -> Result<()> {
-    with_both(|both| {
+    with_own_both(|both| {
         tag_next_hops(both, tag(9, false))?;
         for (network, [vip, ..]) in ENDS {
             let client = format!("{network}8");
@@ -187,7 +187,7 @@ fn flow(
 
 #[test]
 fn nat_translates_between_segments_in_both_directions() -> Result<()> {
-    with_both(|both| {
+    with_own_both(|both| {
         let mut port = 1024;
         for ends in ENDS {
             // By the kernel's route the clients are on the untagged segment, whatever the backends' packets come with.
@@ -223,7 +223,7 @@ fn forget_routes(both: &mut Both) -> Result<()> {
 
 #[test]
 fn without_a_route_replies_go_to_the_segment_that_the_client_is_on() -> Result<()> {
-    with_both(|both| {
+    with_own_both(|both| {
         forget_routes(both)?;
         let mut port = 1024;
         for ends in ENDS {
@@ -245,7 +245,7 @@ fn without_a_route_replies_go_to_the_segment_that_the_client_is_on() -> Result<(
 
 #[test]
 fn a_flow_whose_backend_left_goes_on_to_the_segment_that_its_replies_come_from() -> Result<()> {
-    with_both(|both| {
+    with_own_both(|both| {
         forget_routes(both)?;
         for (at, (_, tags)) in (0..).zip(kinds()) {
             let ends = nearby(both, ENDS[0], 1024 + at)?;
@@ -271,7 +271,7 @@ fn a_route_over_a_vlan_device_is_taken_with_its_tags() -> Result<()> {
     const CLIENT: &str = "10.1.0.9";
     const VIP: &str = ENDS[0].1[2];
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x59];
-    with_both(|both| {
+    with_own_both(|both| {
         // The kernel here has no VLAN devices: eth1 stands for one upon eth0.
         run(Command::new("ip").args(
             "neigh add 10.1.0.9 lladdr 02:00:00:00:00:59 dev eth1 nud permanent".split(' '),
@@ -327,7 +327,7 @@ fn a_route_over_a_vlan_device_is_taken_with_its_tags() -> Result<()> {
 
 #[test]
 fn the_last_hop_of_a_bonds_client_is_the_bond() -> Result<()> {
-    with_both(|both| {
+    with_own_both(|both| {
         forget_routes(both)?;
         // eth1 stands for the bond that eth0 is a port of.
         let [(_, port), (_, bond)] = both.uplinks;
@@ -352,7 +352,7 @@ fn the_last_hop_of_a_bonds_client_is_the_bond() -> Result<()> {
 
 #[test]
 fn a_question_is_answered_where_the_vip_is_announced() -> Result<()> {
-    with_both(|both| {
+    with_own_both(|both| {
         let (mac, ingress) = both.uplinks[0];
         let vlan = 77;
         let (tags, bytes) = kinds()[2].clone();
@@ -390,7 +390,7 @@ fn a_question_is_answered_where_the_vip_is_announced() -> Result<()> {
 
 #[test]
 fn the_stack_sends_what_is_for_a_vlan_device_by_that() -> Result<()> {
-    with_both(|both| {
+    with_own_both(|both| {
         let (_, ingress) = both.uplinks[0];
         let segment = |tags| Segment {
             ifindex: ingress,
