@@ -23,7 +23,7 @@ use lb_userspace::{
     attach::Clock,
     observe::{self, MetricsEnd, Socket, Sources},
     state::{
-        Attached, Command as Told, Handle, Interface, MapUse, Refused, Request, Source,
+        Apply, Attached, Command as Told, Handle, Interface, MapUse, Refused, Request, Source,
         SourceState, State,
     },
 };
@@ -173,6 +173,10 @@ fn state() -> State {
         services: services
             .map(|service| (service.name.clone(), Arc::new(service)))
             .collect(),
+        apply: Apply {
+            whole: true,
+            ..Apply::default()
+        },
         ..State::default()
     }
 }
@@ -210,7 +214,7 @@ fn every_verb_speaks_with_the_agent() -> Result<()> {
     let (code, out, _) = served.millrace(&["services"])?;
     assert_eq!(code, 0);
     assert!(
-        out.contains("nat4    192.0.2.10:443/tcp      nat   -"),
+        out.contains("nat4    192.0.2.10:443/tcp      nat    -"),
         "{out}"
     );
     let services = served.json(&["services"])?;
@@ -405,7 +409,7 @@ fn status_without_an_agent_tells_what_the_pins_do() -> Result<()> {
     let (code, out, err) = alone(Some(&netns), &["status", "--pin-root", &pins])?;
     assert_eq!(code, 4, "{err}");
     assert!(out.contains("agent down  bypass off"), "{out}");
-    assert!(out.contains("1500  native  10"), "{out}");
+    assert!(out.contains("1500  native  14"), "{out}");
     assert!(err.contains("no agent answers"), "{err}");
     Ok(())
 }
