@@ -132,7 +132,7 @@ fn pods_of_the_node_that_got_the_packet_are_served_by_xdp_and_see_the_client() -
     for vip in vips(12) {
         cluster.route(vip, "node1")?;
         let server = SocketAddr::new(vip, 80);
-        agents.serve("node1", server, own.len())?;
+        agents.serve("node1", server)?;
         let before = agents.served("node1", server)?;
         let mut answered = BTreeSet::new();
         for _ in 0..REQUESTS {
@@ -168,7 +168,7 @@ fn pods_of_other_nodes_stay_with_kube_proxy_and_so_does_everything_after_removal
     for vip in vips(13) {
         cluster.route(vip, "node1")?;
         let server = SocketAddr::new(vip, 80);
-        agents.serve("node1", server, pods.len())?;
+        agents.serve("node1", server)?;
         let before = agents.served("node1", server)?;
         let mut answered = BTreeSet::new();
         for _ in 0..REQUESTS {
