@@ -200,7 +200,7 @@ pub struct Frontend {
     pub protocol: Protocol,
     /// Index into `FRONTEND_STATS` and `REASONS`.
     pub id: u32,
-    /// Index into `SERVICES`.
+    /// Index into `SERVICES`; frontends with the same backends share it.
     pub service: u32,
 }
 
@@ -215,6 +215,8 @@ pub enum Protocol {
 #[serde(rename_all = "camelCase")]
 pub struct Backend {
     pub address: SocketAddr,
+    /// As in the frontends that it is behind; what is behind others, too, is there once more.
+    pub service: u32,
     /// Place in the service's member region.
     pub ordinal: u16,
     /// Index into `BACKENDS` and `BACKEND_STATS`.

@@ -368,7 +368,7 @@ pub fn services() -> Vec<state::Service> {
             frontends: frontends(index),
             backends: (0..)
                 .zip(members)
-                .map(|(ordinal, id)| backend(ordinal, *id, members.len()))
+                .map(|(ordinal, id)| backend(index, ordinal, *id, members.len()))
                 .collect(),
         })
         .collect()
@@ -394,11 +394,12 @@ fn frontends(service: u32) -> Vec<state::Frontend> {
     .collect()
 }
 
-fn backend(ordinal: u16, id: u32, members: usize) -> state::Backend {
+fn backend(service: u32, ordinal: u16, id: u32, members: usize) -> state::Backend {
     let table: u32 = if members == 1 { 1 } else { 1 << TABLE };
     let owned = (0..table).filter(|slot| slot % members as u32 == u32::from(ordinal));
     state::Backend {
         address: SocketAddr::new(addr(BACKENDS[id as usize - 1].1).to_ip(), 8080),
+        service,
         ordinal,
         id,
         weight: 100,

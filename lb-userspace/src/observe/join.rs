@@ -1,5 +1,7 @@
 //! Pure: the agent's state and two readings of the counters become what the API says.
 
+use std::collections::BTreeSet;
+
 use lb_common::abi::Reason;
 
 use super::{
@@ -21,7 +23,7 @@ pub(super) fn id_bounds(state: &State) -> (u32, u32) {
 
 /// `now` in seconds since the Unix epoch.
 pub(super) fn status(state: &State, maps: Vec<view::Map>, pair: &Pair, now: u64) -> view::Status {
-    let vips: std::collections::BTreeSet<_> = state
+    let vips: BTreeSet<_> = state
         .services
         .values()
         .flat_map(|service| &service.frontends)
@@ -90,9 +92,9 @@ fn row(service: &Service, frontend: &Frontend, pair: &Pair) -> view::Service {
         frontend: view::frontend(frontend),
         mode: service.mode.clone(),
         affinity_seconds: service.affinity,
-        ready: in_state(service, BackendState::Ready),
-        drain: in_state(service, BackendState::Drain),
-        down: in_state(service, BackendState::Down),
+        ready: behind(service, frontend, BackendState::Ready),
+        drain: behind(service, frontend, BackendState::Drain),
+        down: behind(service, frontend, BackendState::Down),
         new_flows_per_second: pair.rate(|sample| sample.frontend(id).new_flows),
         packets_per_second: pair.rate(|sample| sample.frontend(id).packets),
         dropped_per_second: pair.rate(|sample| sample.dropped(id)),
@@ -115,9 +117,18 @@ pub(super) fn reasons(sample: &Sample, id: u32) -> Vec<view::ReasonCount> {
         .collect()
 }
 
+/// Backends of one frontend.
+fn behind(service: &Service, frontend: &Frontend, state: BackendState) -> usize {
+    let counts = |backend: &&Backend| backend.service == frontend.service && backend.state == state;
+    service.backends.iter().filter(counts).count()
+}
+
+/// Backends of a whole service: one behind several frontends counts once.
 pub(super) fn in_state(service: &Service, state: BackendState) -> usize {
-    let in_state = |backend: &&Backend| backend.state == state;
-    service.backends.iter().filter(in_state).count()
+    let backends = service.backends.iter();
+    let in_state = backends.filter(|backend| backend.state == state);
+    let distinct: BTreeSet<_> = in_state.map(|backend| backend.address).collect();
+    distinct.len()
 }
 
 /// Of one service or of all; by ordinal within a service.
@@ -151,4 +162,89 @@ pub(super) fn backends<'a>(
         }));
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Protocol;
+
+    /// Two pods behind an IPv4 and an IPv6 VIP, each with TCP and UDP on one number.
+    fn dual_stack() -> Service {
+        let (mut frontends, mut backends) = (Vec::new(), Vec::new());
+        let ends = [
+            (
+                "192.0.2.10:53",
+                Protocol::Tcp,
+                ["10.1.0.1:53", "10.1.0.2:53"],
+            ),
+            (
+                "192.0.2.10:53",
+                Protocol::Udp,
+                ["10.1.0.1:53", "10.1.0.2:53"],
+            ),
+            (
+                "[2001:db8::10]:53",
+                Protocol::Tcp,
+                ["[fd00::1]:53", "[fd00::2]:53"],
+            ),
+            (
+                "[2001:db8::10]:53",
+                Protocol::Udp,
+                ["[fd00::1]:53", "[fd00::2]:53"],
+            ),
+        ];
+        for (at, (vip, protocol, pods)) in (0..).zip(ends) {
+            frontends.push(Frontend {
+                address: vip.parse().unwrap(),
+                protocol,
+                id: at + 1,
+                service: at,
+            });
+            for (ordinal, pod) in (0..).zip(pods) {
+                backends.push(Backend {
+                    address: pod.parse().unwrap(),
+                    service: at,
+                    ordinal,
+                    id: at * 2 + u32::from(ordinal),
+                    weight: 100,
+                    // The second pod leaves.
+                    state: [BackendState::Ready, BackendState::Drain][usize::from(ordinal)],
+                    since: 0,
+                    slots: 1,
+                    table: 1,
+                    path: None,
+                });
+            }
+        }
+        Service {
+            name: "default/dns".into(),
+            mode: "local".into(),
+            affinity: None,
+            source_ranges: vec![],
+            frontends,
+            backends,
+        }
+    }
+
+    #[test]
+    fn a_frontends_row_counts_the_backends_behind_it_alone() {
+        let service = dual_stack();
+        let state = State {
+            services: [(service.name.clone(), service.into())].into(),
+            ..State::default()
+        };
+        let rows = services(&state, &Pair::of(Sample::of(vec![], vec![], vec![])));
+        assert_eq!(rows.len(), 4);
+        for row in rows {
+            let counts = (row.ready, row.drain, row.down);
+            assert_eq!(counts, (1, 1, 0), "{}", row.frontend);
+        }
+    }
+
+    #[test]
+    fn a_backend_behind_several_frontends_is_one_of_the_service() {
+        assert_eq!(in_state(&dual_stack(), BackendState::Ready), 2);
+        assert_eq!(in_state(&dual_stack(), BackendState::Down), 0);
+    }
 }

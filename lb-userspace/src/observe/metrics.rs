@@ -343,16 +343,21 @@ impl Scrape {
         if !self.per_backend {
             return Ok(());
         }
+        // What is behind several frontends has an id for each group of them.
+        let mut sums: BTreeMap<Labels, BackendCount> = BTreeMap::new();
+        for service in self.state.services.values() {
+            for backend in &service.backends {
+                let mut labels = of_service(&service.name);
+                labels.push(("backend", backend.address.to_string()));
+                let count = self.sample.backend(backend.id);
+                let sum = sums.entry(labels).or_default();
+                sum.packets += count.packets;
+                sum.new_flows += count.new_flows;
+            }
+        }
         let series = |value: fn(&BackendCount) -> u64| -> Series<u64> {
-            let services = self.state.services.values();
-            services
-                .flat_map(|service| {
-                    service.backends.iter().map(move |backend| {
-                        let mut labels = of_service(&service.name);
-                        labels.push(("backend", backend.address.to_string()));
-                        (labels, value(&self.sample.backend(backend.id)))
-                    })
-                })
+            let sums = sums.iter();
+            sums.map(|(labels, sum)| (labels.clone(), value(sum)))
                 .collect()
         };
         let help = "Packets sent to the backend";

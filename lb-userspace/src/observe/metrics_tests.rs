@@ -22,6 +22,7 @@ fn service() -> Service {
         ],
         backends: vec![Backend {
             address: "10.0.0.11:8443".parse().unwrap(),
+            service: 1,
             ordinal: 0,
             id: 1,
             weight: 100,
@@ -167,4 +168,28 @@ fn backends_have_no_series_of_their_own_unless_asked_for() {
         ..scrape()
     });
     assert!(!text.unwrap().contains("backend_packets"));
+}
+
+#[test]
+fn a_backend_behind_several_frontends_has_one_series() {
+    let mut scrape = scrape();
+    let mut service = service();
+    let again = Backend {
+        service: 2,
+        id: 0,
+        ..service.backends[0].clone()
+    };
+    service.backends.push(again);
+    let state = State {
+        services: [("default/web".into(), Arc::new(service))].into(),
+        ..state()
+    };
+    scrape.state = Arc::new(state);
+    scrape.sample.backends[0].packets = 4;
+    let text = exposition(scrape).unwrap();
+    let mut packets = text
+        .lines()
+        .filter(|line| line.starts_with("millrace_backend_packets_total"));
+    assert!(packets.next().unwrap().ends_with(" 13"), "{text}");
+    assert_eq!(packets.next(), None);
 }

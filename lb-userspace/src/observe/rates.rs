@@ -182,6 +182,18 @@ impl Sample {
 }
 
 #[cfg(test)]
+impl Pair {
+    /// Nothing happened between its readings.
+    pub(super) fn of(sample: Sample) -> Self {
+        let now = Arc::new(sample);
+        Self {
+            before: Arc::clone(&now),
+            now,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -14,7 +14,7 @@ use crate::{
     dataplane::Dataplane,
     desired,
     net::{Facts, Path},
-    plan::PlacedBackend,
+    plan::{PlacedBackend, PlacedGroup},
     state::{Backend, BackendPath, BackendState, Frontend, MapUse, Service},
 };
 
@@ -51,7 +51,7 @@ impl<D: Dataplane> Engine<D> {
                 .collect();
             for backend in &group.backends {
                 if let Some(placed_as) = known.get(&(backend.address, backend.port)) {
-                    backends.push(self.backend(backend, placed_as, placed.slots));
+                    backends.push(self.backend(backend, placed_as, &placed));
                 }
             }
         }
@@ -81,13 +81,19 @@ impl<D: Dataplane> Engine<D> {
             .collect()
     }
 
-    fn backend(&self, backend: &desired::Backend, placed: &PlacedBackend, table: u32) -> Backend {
+    fn backend(
+        &self,
+        backend: &desired::Backend,
+        placed: &PlacedBackend,
+        group: &PlacedGroup,
+    ) -> Backend {
         let mut address = backend.socket;
         if backend.port != 0 {
             address.set_port(backend.port);
         }
         Backend {
             address,
+            service: group.service,
             ordinal: placed.ordinal,
             id: placed.id,
             weight: backend.weight.into(),
@@ -100,7 +106,7 @@ impl<D: Dataplane> Engine<D> {
             },
             since: 0,
             slots: placed.slots,
-            table,
+            table: group.slots,
             path: backend
                 .path
                 .as_ref()
