@@ -17,7 +17,7 @@ use crate::{
 /// the packets before. Tells whether the
 /// opposite entry is due to be told; `None` where no entry is.
 #[inline(always)]
-pub(crate) fn look<A: Layout, T: Tables + FamilyTables<A>>(
+fn look<A: Layout, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     table: FlowTable,
     scratch: &mut FamilyScratch<A>,
@@ -52,6 +52,38 @@ pub(crate) fn look<A: Layout, T: Tables + FamilyTables<A>>(
         found.seen = before;
         due
     })
+}
+
+/// [`look`] among the established flows, then among the half-open ones; and in which table the entry is.
+#[inline(always)]
+pub(crate) fn find<A: Layout, T: Tables + FamilyTables<A>>(
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    now: u32,
+) -> Option<(FlowTable, bool)> {
+    let mut table = FlowTable::Established;
+    let mut due = look(path, table, scratch, now);
+    if due.is_none() {
+        table = FlowTable::HalfOpen;
+        due = look(path, table, scratch, now);
+    }
+    due.map(|due| (table, due))
+}
+
+/// [`find`] for what is no packet of the flow itself: copies the entry to `scratch.flow` and leaves it as it is.
+#[inline(always)]
+pub(crate) fn peek<A: Layout, T: Tables + FamilyTables<A>>(
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> Option<FlowTable> {
+    let (tuple, flow) = (&scratch.parsed.tuple, &mut scratch.flow);
+    let mut table = FlowTable::Established;
+    let mut found = path.tables.with_flow(table, tuple, |entry| *flow = *entry);
+    if found.is_none() {
+        table = FlowTable::HalfOpen;
+        found = path.tables.with_flow(table, tuple, |entry| *flow = *entry);
+    }
+    found.map(|()| table)
 }
 
 /// What a backend's packet says of a flow that is half open.
@@ -160,13 +192,7 @@ pub(crate) fn reply<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
     let now = path.tables.now();
-    let mut table = FlowTable::Established;
-    let mut due = look(path, table, scratch, now);
-    if due.is_none() {
-        table = FlowTable::HalfOpen;
-        due = look(path, table, scratch, now);
-    }
-    let Some(due) = due else {
+    let Some((table, due)) = find(path, scratch, now) else {
         return Verdict::NotOurs.pack();
     };
     if scratch.flow.state & flow_state::REPLY == 0 {

@@ -193,21 +193,17 @@ pub(crate) fn admit_reply<A: Layout, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
-    let tuple = &scratch.parsed.tuple;
-    let reply = |flow: &mut Flow<A>| (flow.state & flow_state::REPLY != 0).then_some(flow.frontend);
-    let mut found = path.tables.with_flow(FlowTable::Established, tuple, reply);
-    if found.is_none() {
-        found = path.tables.with_flow(FlowTable::HalfOpen, tuple, reply);
-    }
-    let Some(Some(frontend)) = found else {
+    let found = flows::peek(path, scratch);
+    if found.is_none() || scratch.flow.state & flow_state::REPLY == 0 {
         return Verdict::NotOurs.pack();
-    };
+    }
     let settings = path.settings;
     let (rate, burst) = (settings.fragment_rate, settings.fragment_burst);
     if path.tables.take(Budget::Fragment, rate, burst) {
         egress::OK
     } else {
-        path.end(frontend, Reason::FragmentLimited).pack()
+        path.end(scratch.flow.frontend, Reason::FragmentLimited)
+            .pack()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     bytes::Be16,
     checksum::{self, Delta},
     packet::{MAX_OFFSET, Packet},
-    tables::{FamilyTables, FlowTable, Tables},
+    tables::{FamilyTables, Tables},
 };
 
 /// Beside the words of [`classify`]: for [`super::echo`].
@@ -197,32 +197,29 @@ pub(crate) fn find<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
     let frontend = scratch.frontend.id;
-    let tuple = &scratch.parsed.tuple;
-    let mut table = FlowTable::Established;
     let mut found = None;
-    if frontend != 0 || path.is_nat_port(tuple.destination_port) {
-        let flow = &mut scratch.flow;
-        found = path.tables.with_flow(table, tuple, |entry| *flow = *entry);
-        if found.is_none() {
-            table = FlowTable::HalfOpen;
-            found = path.tables.with_flow(table, tuple, |entry| *flow = *entry);
-        }
+    if frontend != 0 || path.is_nat_port(scratch.parsed.tuple.destination_port) {
+        found = flows::peek(path, scratch);
     }
     let reply = frontend == 0;
-    let known = found.is_some()
-        && (scratch.flow.state & flow_state::REPLY != 0) == reply
-        && (reply || scratch.flow.frontend == frontend);
-    path.tables.trace(Step::Flow { known });
-    if !known {
+    let found = found.filter(|_| {
+        (scratch.flow.state & flow_state::REPLY != 0) == reply
+            && (reply || scratch.flow.frontend == frontend)
+    });
+    path.tables.trace(Step::Flow {
+        known: found.is_some(),
+    });
+    let Some(table) = found else {
         if frontend != 0 && scratch.service.flags & service_flag::SHARED != 0 {
             return local::leave(path, frontend, Reason::NoFlow);
         }
-        return if frontend != 0 || classify::is_vip(path, tuple.destination) {
+        let asked = frontend != 0 || classify::is_vip(path, scratch.parsed.tuple.destination);
+        return if asked {
             path.end(frontend, Reason::IcmpUnmatched).pack()
         } else {
             Verdict::NotOurs.pack()
         };
-    }
+    };
     let (frontend, state) = (scratch.flow.frontend, scratch.flow.state);
     if state & flow_state::PASSED != 0 {
         return local::leave(path, frontend, Reason::Pass);

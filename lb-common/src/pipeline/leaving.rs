@@ -15,7 +15,7 @@ use crate::{
     abi::{Fragment, Reason, Settings, leaving_bit},
     bytes::{Be16, V4, V6},
     packet::Packet,
-    tables::{Budget, FamilyTables, FlowTable, Tables},
+    tables::{Budget, FamilyTables, Tables},
 };
 
 /// The whole path of a packet that leaves by an uplink. [`Verdict::Rewritten`] or not, it goes on, unless it is dropped.
@@ -96,22 +96,18 @@ fn sort<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         network.length = u16::MAX;
     }
     match parse::packet(packet, &network, &mut scratch.parsed) {
-        Ok(()) => answers(path, scratch, STEER),
+        Ok(()) if answers(path, scratch) => STEER,
         Err(Odd::Fragment) => classify::FRAGMENT,
         Err(Odd::Icmp) => classify::ICMP,
-        Err(Odd::Reason(_)) => Verdict::NotOurs.pack(),
+        Ok(()) | Err(Odd::Reason(_)) => Verdict::NotOurs.pack(),
     }
 }
 
-/// `word`, where a backend may have sent the packet whose ports are known.
+/// Whether a backend may have sent the packet whose ports are known, or have been sent what an error is about.
 #[inline(always)]
-fn answers<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>, word: u64) -> u64 {
+fn answers<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>) -> bool {
     let tuple = &scratch.parsed.tuple;
-    if may_answer(path, &tuple.source, tuple.source_port) {
-        word
-    } else {
-        Verdict::NotOurs.pack()
-    }
+    may_answer(path, &tuple.source, tuple.source_port)
 }
 
 /// A packet that has its ports.
@@ -122,13 +118,7 @@ fn whole<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
     let now = path.tables.now();
-    let mut table = FlowTable::Established;
-    let mut due = flows::look(path, table, scratch, now);
-    if due.is_none() {
-        table = FlowTable::HalfOpen;
-        due = flows::look(path, table, scratch, now);
-    }
-    let Some(due) = due else {
+    let Some((table, due)) = flows::find(path, scratch, now) else {
         return path.end(0, Reason::ReplyMissed).pack();
     };
     if scratch.flow.state & local::ANSWER != local::ANSWER {
@@ -161,8 +151,8 @@ fn piece<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     };
     if piece.offset == 0 {
         return match fragment::first(packet, &network, &piece, scratch) {
-            Ok(word) => answers(path, scratch, word),
-            Err(_) => Verdict::NotOurs.pack(),
+            Ok(word) if answers(path, scratch) => word,
+            _ => Verdict::NotOurs.pack(),
         };
     }
     let known = &mut scratch.fragment;
@@ -205,22 +195,10 @@ fn error<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     let Some(network) = A::network(packet, scratch.parsed.link.length) else {
         return Verdict::NotOurs.pack();
     };
-    if icmp::read(packet, &network, scratch) != Ok(STEER) {
+    if icmp::read(packet, &network, scratch) != Ok(STEER) || !answers(path, scratch) {
         return Verdict::NotOurs.pack();
     }
-    let tuple = &scratch.parsed.tuple;
-    if !may_answer(path, &tuple.source, tuple.source_port) {
-        return Verdict::NotOurs.pack();
-    }
-    let flow = &mut scratch.flow;
-    let mut found = path
-        .tables
-        .with_flow(FlowTable::Established, tuple, |entry| *flow = *entry);
-    if found.is_none() {
-        found = path
-            .tables
-            .with_flow(FlowTable::HalfOpen, tuple, |entry| *flow = *entry);
-    }
+    let found = flows::peek(path, scratch);
     if found.is_none() || scratch.flow.state & local::ANSWER != local::ANSWER {
         return path.end(0, Reason::ReplyMissed).pack();
     }

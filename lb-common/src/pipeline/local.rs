@@ -4,13 +4,11 @@
 //! us, so the choice is made at a SYN and for a UDP flow that nothing is known of.
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, classify, egress, flows,
-    nat::{self, Claim},
-    parse::Layout,
+    FamilyScratch, Path, Step, Verdict, classify, egress, flows, nat, parse::Layout, ports,
     rewrite, select,
 };
 use crate::{
-    abi::{Backend, Flow, Hop, Mode, Reason, flow_state},
+    abi::{Backend, Flow, Hop, Mode, Reason, Tuple, flow_state},
     bytes::Be16,
     hash,
     packet::Packet,
@@ -36,16 +34,11 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 ) -> u64 {
     let frontend = scratch.frontend.id;
     let now = path.tables.now();
-    let mut table = FlowTable::Established;
-    let mut due = flows::look(path, table, scratch, now);
-    if due.is_none() {
-        table = FlowTable::HalfOpen;
-        due = flows::look(path, table, scratch, now);
-    }
+    let found = flows::find(path, scratch, now);
     path.tables.trace(Step::Flow {
-        known: due.is_some(),
+        known: found.is_some(),
     });
-    if let Some(due) = due {
+    if let Some((table, due)) = found {
         let state = scratch.flow.state;
         if state & (flow_state::LOCAL | flow_state::PASSED) == 0 {
             return classify::FLOWS;
@@ -205,47 +198,19 @@ fn begin<A: Layout, T: Tables + FamilyTables<A>>(
     scratch: &mut FamilyScratch<A>,
     now: u32,
 ) -> u64 {
-    let parsed = &scratch.parsed;
-    let tables = path.tables;
-    let mut port = parsed.tuple.source_port;
-    let (mut hash, mut probe) = (0, 0);
-    let mut reason = Reason::TupleTaken;
-    let mut resting = None;
-    while probe <= PROBES {
-        scratch.key.destination_port = port;
-        match nat::claim(path, parsed, &scratch.key, &scratch.opposite, now) {
-            Claim::Held(table) => {
-                scratch.flow.source_port = port;
-                return if tables.insert_flow(table, &parsed.tuple, &scratch.flow, false) {
-                    egress::OK
-                } else {
-                    Reason::FlowTableFull as u64
-                };
-            }
-            Claim::Resting => resting = Some(port),
-            Claim::Taken => {}
-            Claim::Full => reason = Reason::FlowTableFull,
-        }
+    let own = scratch.parsed.tuple.source_port;
+    let mut hash = 0;
+    let port = |tuple: &Tuple<A>, probe| {
         if probe == 0 {
-            hash = hash::flow(&path.settings.hash_key, &parsed.tuple);
+            return own;
+        }
+        if probe == 1 {
+            hash = hash::flow(&path.settings.hash_key, tuple);
         }
         // 1024 to 65535.
-        port = Be16::new(1024 + ((hash & 0xffff) * 64_512 >> 16) as u16);
+        let port = Be16::new(1024 + ((hash & 0xffff) * 64_512 >> 16) as u16);
         hash >>= 16;
-        probe += 1;
-    }
-    let Some(port) = resting else {
-        return reason as u64;
+        port
     };
-    scratch.key.destination_port = port;
-    scratch.flow.source_port = port;
-    let table = FlowTable::HalfOpen;
-    FamilyTables::<A>::remove_flow(tables, FlowTable::Established, &scratch.key);
-    if tables.insert_flow(table, &scratch.key, &scratch.opposite, false)
-        && tables.insert_flow(table, &parsed.tuple, &scratch.flow, false)
-    {
-        egress::OK
-    } else {
-        Reason::FlowTableFull as u64
-    }
+    ports::enter(path, scratch, now, 1 + PROBES, Reason::TupleTaken, port)
 }

@@ -19,6 +19,7 @@ mod nat;
 mod ndp;
 mod odd;
 mod parse;
+mod ports;
 mod reject;
 mod rewrite;
 mod scratch;

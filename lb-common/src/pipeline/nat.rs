@@ -5,8 +5,8 @@ use super::{
     FamilyScratch, Path, Step, classify,
     egress::{self, Exit},
     flows, fragment,
-    parse::{Layout, Parsed, tcp_flag},
-    rewrite, select,
+    parse::{Layout, tcp_flag},
+    ports, rewrite, select,
 };
 use crate::{
     abi::{Backend, Flow, Hop, Mode, Reason, Tuple, flow_state},
@@ -18,13 +18,6 @@ use crate::{
 
 /// Ports tried for a new flow. At 80 % use of a backend's ports, one flow in 35 finds none free in 16.
 const PROBES: u32 = 16;
-
-/// Seconds after which the port of a half-open flow may go to another.
-const HALF_OPEN_SECONDS: u32 = 30;
-
-/// Seconds that the port of a closed flow rests: Linux's TIME-WAIT, in which the backend answers another client's SYN
-/// from the same port with an ACK, and the client loses a second.
-const REST_SECONDS: u32 = 60;
 
 /// A function of its own in the kernel, so that its stack is not added to that of the stateless modes.
 #[inline(never)]
@@ -38,16 +31,11 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         return path.end(frontend, Reason::TtlExpired).pack();
     }
     let now = path.tables.now();
-    let mut table = FlowTable::Established;
-    let mut due = flows::look(path, table, scratch, now);
-    if due.is_none() {
-        table = FlowTable::HalfOpen;
-        due = flows::look(path, table, scratch, now);
-    }
+    let found = flows::find(path, scratch, now);
     path.tables.trace(Step::Flow {
-        known: due.is_some(),
+        known: found.is_some(),
     });
-    if let Some(due) = due {
+    if let Some((table, due)) = found {
         if usable(path, scratch) {
             let promoted = table == FlowTable::HalfOpen && promote(path, scratch, now);
             if due && !promoted {
@@ -255,16 +243,6 @@ pub(crate) fn promote<A: Layout, T: Tables + FamilyTables<A>>(
     true
 }
 
-/// Who holds a port.
-pub(crate) enum Claim {
-    /// We do, for this flow.
-    Held(FlowTable),
-    /// A flow that closed so short ago that its backend may be in TIME-WAIT.
-    Resting,
-    Taken,
-    Full,
-}
-
 /// Sets both entries of a flow that no table knows, a new one or one whose entries were lost; all but its port.
 #[inline(always)]
 fn prepare<A: Layout, P: Packet, T: Tables>(
@@ -299,108 +277,24 @@ fn begin<A: Layout, T: Tables + FamilyTables<A>>(
     scratch: &mut FamilyScratch<A>,
     now: u32,
 ) -> u64 {
-    let parsed = &scratch.parsed;
-    let ports = path.settings.nat_ports;
-    let (first, last) = (ports & 0xffff, ports >> 16);
-    if ports == 0 || last < first {
+    let settings = path.settings;
+    let (first, last) = (settings.nat_ports & 0xffff, settings.nat_ports >> 16);
+    if settings.nat_ports == 0 || last < first {
         return Reason::Inconsistent as u64;
     }
     let size = last - first + 1;
-    let hash = hash::flow(&path.settings.hash_key, &parsed.tuple);
+    let hash = hash::flow(&settings.hash_key, &scratch.parsed.tuple);
     let mut at = ((hash >> 32) * u64::from(size) >> 32) as u32;
     // A distance of the flow's own: with one for all, taken ports grow together, and a flood of SYNs exhausts a backend
     // whose ports are mostly free.
     let stride = 1 + ((hash & 0xffff_ffff) * u64::from(size - 1) >> 32) as u32;
-    let mut probe = 0;
-    let mut reason = Reason::PortsExhausted;
-    let mut resting = None;
-    while probe < PROBES {
+    let port = |_: &Tuple<A>, _| {
         let port = Be16::new((first + at) as u16);
-        scratch.key.destination_port = port;
-        match claim(path, parsed, &scratch.key, &scratch.opposite, now) {
-            Claim::Held(table) => {
-                scratch.flow.source_port = port;
-                return if path
-                    .tables
-                    .insert_flow(table, &parsed.tuple, &scratch.flow, false)
-                {
-                    egress::OK
-                } else {
-                    Reason::FlowTableFull as u64
-                };
-            }
-            Claim::Resting => resting = Some(port),
-            Claim::Taken => {}
-            Claim::Full => reason = Reason::FlowTableFull,
-        }
         at += stride;
         if at >= size {
             at = if at - size < size { at - size } else { 0 };
         }
-        probe += 1;
-    }
-    // Better a port in TIME-WAIT than none.
-    let Some(port) = resting else {
-        return reason as u64;
+        port
     };
-    scratch.key.destination_port = port;
-    scratch.flow.source_port = port;
-    let (table, tables) = (FlowTable::HalfOpen, path.tables);
-    FamilyTables::<A>::remove_flow(tables, FlowTable::Established, &scratch.key);
-    if tables.insert_flow(table, &scratch.key, &scratch.opposite, false)
-        && tables.insert_flow(table, &scratch.parsed.tuple, &scratch.flow, false)
-    {
-        egress::OK
-    } else {
-        Reason::FlowTableFull as u64
-    }
-}
-
-/// Takes the port that `key` stands for, if it is free, ours already, or a flow's that is long dead.
-#[inline(always)]
-pub(crate) fn claim<A: Layout, T: Tables + FamilyTables<A>>(
-    path: &Path<'_, T>,
-    parsed: &Parsed<A>,
-    key: &Tuple<A>,
-    reply: &Flow<A>,
-    now: u32,
-) -> Claim {
-    let tables = path.tables;
-    let holder = |flow: &mut Flow<A>| {
-        let ours = flow.source == reply.source
-            && flow.destination == reply.destination
-            && flow.source_port == reply.source_port
-            && flow.destination_port == reply.destination_port;
-        (ours, flow.is_dead(), now.wrapping_sub(flow.seen))
-    };
-    let rested = path.settings.hz * REST_SECONDS;
-    if let Some((ours, dead, idle)) = tables.with_flow(FlowTable::Established, key, holder) {
-        if ours && !parsed.is_syn() {
-            return Claim::Held(FlowTable::Established);
-        }
-        if !ours && !dead {
-            return Claim::Taken;
-        }
-        if !ours && idle <= rested {
-            return Claim::Resting;
-        }
-        tables.remove_flow(FlowTable::Established, key);
-    }
-    if tables.insert_flow(FlowTable::HalfOpen, key, reply, true) {
-        return Claim::Held(FlowTable::HalfOpen);
-    }
-    match tables.with_flow(FlowTable::HalfOpen, key, holder) {
-        Some((ours, dead, idle)) => {
-            if !ours && dead && idle <= rested {
-                return Claim::Resting;
-            }
-            let over = dead || idle > path.settings.hz * HALF_OPEN_SECONDS;
-            if ours && !dead || over && tables.insert_flow(FlowTable::HalfOpen, key, reply, false) {
-                Claim::Held(FlowTable::HalfOpen)
-            } else {
-                Claim::Taken
-            }
-        }
-        None => Claim::Full,
-    }
+    ports::enter(path, scratch, now, PROBES, Reason::PortsExhausted, port)
 }
