@@ -183,7 +183,7 @@ pub struct Apply {
 #[serde(rename_all = "camelCase")]
 pub struct Service {
     pub name: String,
-    /// `nat`, `ipip` or `l2`.
+    /// How packets go: `nat`, `ipip`, `l2`, `local` or `pass`; of several, joined by `+`.
     pub mode: String,
     /// Seconds that a client stays with its backend.
     pub affinity: Option<u64>,

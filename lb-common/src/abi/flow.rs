@@ -1,6 +1,6 @@
-//! Flows: what `nat` and `local` have to remember. Each flow has two entries in the same table, keyed by the tuple that arrives:
-//! the client's packet (client → VIP) and the backend's reply (backend → own address). Either is rebuilt from the
-//! other.
+//! Flows: what `nat` and `local` have to remember. Each flow has two entries in the same table, keyed by the tuple that
+//! arrives: the client's packet (client → VIP) and the backend's reply (backend → own address). Either is rebuilt from
+//! the other.
 
 use super::segment::Segment;
 use crate::bytes::{Be16, Macs};
