@@ -1,5 +1,5 @@
 use super::*;
-use crate::net::{Address, Hop, Link, Masquerade, Route, Update};
+use crate::net::{Address, Masquerade, Update, sample};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -7,42 +7,12 @@ fn ip(text: &str) -> IpAddr {
 
 /// `eth0` (2) with `192.0.2.1/24`, `192.0.2.2` as a second address, and `2001:db8::1/64`; the default route by it.
 fn facts() -> Facts {
-    let mut facts = Facts::default();
-    let link = Link {
-        name: "eth0".into(),
-        up: true,
-        mtu: 1500,
-        mac: Some([2, 0, 0, 0, 0, 1]),
-        xdp_send: true,
-        ..Link::default()
-    };
-    facts.apply(Update::Link(2, Some(link)));
-    for (net, preferred) in [
+    let nets = [
         ("192.0.2.1/24", true),
         ("192.0.2.2/24", false),
         ("2001:db8::1/64", true),
-    ] {
-        facts.apply(Update::AddAddress(Address {
-            ifindex: 2,
-            net: net.parse().unwrap(),
-            global: true,
-            preferred,
-        }));
-    }
-    for (destination, gateway) in [("0.0.0.0/0", "192.0.2.254"), ("::/0", "2001:db8::ff")] {
-        facts.apply(Update::AddRoute(Route {
-            destination: destination.parse().unwrap(),
-            metric: 0,
-            tos: 0,
-            hops: vec![Hop {
-                ifindex: 2,
-                gateway: Some(ip(gateway)),
-            }],
-            source: None,
-            mtu: None,
-        }));
-    }
-    facts
+    ];
+    sample::host(&nets)
 }
 
 fn config(rest: &str) -> Config {

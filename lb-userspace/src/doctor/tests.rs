@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     attach::{Inspected, Mode, Nic, Program},
     config::Config,
-    net::{Address, Facts as Network, Hop, Link, Masquerade, Route, Update, ethtool::Switch},
+    net::{Facts as Network, Masquerade, ethtool::Switch, sample},
     state::Bypass,
 };
 
@@ -41,36 +41,7 @@ fn found(nic: Nic) -> Found {
 
 /// `eth0` with 192.0.2.1/24 and the default route.
 fn network() -> Network {
-    let mut network = Network::default();
-    network.apply(Update::Link(
-        2,
-        Some(Link {
-            name: "eth0".into(),
-            up: true,
-            mtu: 1500,
-            mac: Some([2, 0, 0, 0, 0, 1]),
-            xdp_send: true,
-            ..Link::default()
-        }),
-    ));
-    network.apply(Update::AddAddress(Address {
-        ifindex: 2,
-        net: "192.0.2.1/24".parse().unwrap(),
-        global: true,
-        preferred: true,
-    }));
-    network.apply(Update::AddRoute(Route {
-        destination: "0.0.0.0/0".parse().unwrap(),
-        metric: 0,
-        tos: 0,
-        hops: vec![Hop {
-            ifindex: 2,
-            gateway: Some("192.0.2.254".parse().unwrap()),
-        }],
-        source: None,
-        mtu: None,
-    }));
-    network
+    sample::host(&[("192.0.2.1/24", true)])
 }
 
 /// A machine that is fit in every way.

@@ -13,6 +13,8 @@ pub mod path;
 mod poke;
 mod ports;
 mod routes;
+#[cfg(test)]
+pub(crate) mod sample;
 mod segments;
 mod source;
 

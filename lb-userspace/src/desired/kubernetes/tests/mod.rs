@@ -19,7 +19,7 @@ use crate::{
     },
     config::{Frontend, ServiceName},
     desired,
-    net::{self, Hop, Link, Route, Update},
+    net::{self, Update, sample},
 };
 
 pub(super) const VIP: &str = "203.0.113.10";
@@ -163,38 +163,7 @@ pub(super) fn a_node(named: &str, node: Node) -> Change {
 
 /// `eth0` (2) with `192.0.2.1/24` and `2001:db8::1/64`, and default routes by it.
 pub(super) fn host() -> net::Facts {
-    let mut facts = net::Facts::default();
-    let link = Link {
-        name: "eth0".into(),
-        up: true,
-        mtu: 1500,
-        mac: Some([2, 0, 0, 0, 0, 1]),
-        xdp_send: true,
-        ..Link::default()
-    };
-    facts.apply(Update::Link(2, Some(link)));
-    for net in ["192.0.2.1/24", "2001:db8::1/64"] {
-        facts.apply(Update::AddAddress(net::Address {
-            ifindex: 2,
-            net: net.parse().unwrap(),
-            global: true,
-            preferred: true,
-        }));
-    }
-    for (destination, gateway) in [("0.0.0.0/0", "192.0.2.254"), ("::/0", "2001:db8::ff")] {
-        facts.apply(Update::AddRoute(Route {
-            destination: destination.parse().unwrap(),
-            metric: 0,
-            tos: 0,
-            hops: vec![Hop {
-                ifindex: 2,
-                gateway: Some(ip(gateway)),
-            }],
-            source: None,
-            mtu: None,
-        }));
-    }
-    facts
+    sample::host(&[("192.0.2.1/24", true), ("2001:db8::1/64", true)])
 }
 
 /// A cluster that is made of changes.
