@@ -2,15 +2,14 @@
 //! replies of the backends that were chosen; fragments in any order; ICMP about all of them; and what is odd, broken or
 //! not ours.
 
+mod odd;
+
 use std::net::IpAddr;
 
-use etherparse::{
-    ArpOperation, IpNumber, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice,
-};
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
 
 use crate::{
     datagrams::{self, Message},
-    neighbours::{BROADCAST, NONCE, SOURCE_MAC, Solicitation, arp},
     world::{FRONTENDS, OWN},
 };
 
@@ -407,112 +406,5 @@ impl Frames {
         let port = [80, 61_005, 65_535][self.below(3) as usize];
         let protocol = [6, 17][self.below(2) as usize];
         self.packet(from, (to, port), protocol)
-    }
-
-    /// A client's or a backend's, with one VLAN tag, two, or one too many.
-    fn tagged(&mut self) -> Vec<u8> {
-        let reply = if self.below(2) == 0 {
-            self.reply()
-        } else {
-            None
-        };
-        let frame = reply.unwrap_or_else(|| self.by_client());
-        let mut tagged = frame[..12].to_vec();
-        for _ in 0..=self.below(3) {
-            let kind = [[0x81, 0], [0x88, 0xa8]][self.below(2) as usize];
-            tagged.extend(kind);
-            // Priority and all.
-            tagged.extend((self.below(1 << 16) as u16).to_be_bytes());
-        }
-        tagged.extend(&frame[12..]);
-        tagged
-    }
-
-    /// Cut, fragmented, with options or extension headers, of other protocols, or with a flipped bit in its headers.
-    fn broken(&mut self) -> Vec<u8> {
-        let mut frame = self.by_client();
-        match self.below(6) {
-            0 => frame.truncate(14 + self.below(60) as usize),
-            1 if frame[12] == 8 => frame[20] |= 0x20,
-            1 | 2 => self.other_protocol(&mut frame),
-            3 if frame[12] == 8 => {
-                // Four bytes of options; the total length goes with them.
-                frame[14] = 0x46;
-                let total = u16::from_be_bytes([frame[16], frame[17]]) + 4;
-                frame[16..18].copy_from_slice(&total.to_be_bytes());
-                frame.splice(34..34, [1, 1, 1, 0]);
-            }
-            3 => {
-                // A hop-by-hop header of eight bytes (RFC 8200, section 4.3).
-                let next = std::mem::replace(&mut frame[20], 0);
-                let length = u16::from_be_bytes([frame[18], frame[19]]) + 8;
-                frame[18..20].copy_from_slice(&length.to_be_bytes());
-                frame.splice(54..54, [next, 0, 1, 4, 0, 0, 0, 0]);
-            }
-            _ => {
-                let at = 12 + self.below(frame.len().min(80) as u64 - 12) as usize;
-                frame[at] ^= 1 << self.below(8);
-            }
-        }
-        frame
-    }
-
-    fn other_protocol(&mut self, frame: &mut [u8]) {
-        let protocols = [
-            IpNumber::ICMP,
-            IpNumber::IPV6_ICMP,
-            IpNumber::SCTP,
-            IpNumber::IPV4,
-        ];
-        let protocol = protocols[self.below(4) as usize].0;
-        // The protocol field of IPv4, the next header of IPv6.
-        let at = if frame[12] == 8 { 23 } else { 20 };
-        frame[at] = protocol;
-    }
-
-    /// A neighbour's question for a VIP or an address of no one's; half of them odd in some way.
-    fn neighbour(&mut self) -> Vec<u8> {
-        const TARGETS: [&str; 3] = ["2001:db8::10", "2001:db8::12", "2001:db8:5::10"];
-        let to = [BROADCAST, self.mac, [2, 0, 0, 0, 0, 99]][self.below(3) as usize];
-        let mut frame = if self.below(2) == 0 {
-            let target = [192, 0, 2, [10, 11, 12, 99][self.below(4) as usize]].into();
-            let sender = [[192, 0, 2, 77].into(), [0; 4].into(), target][self.below(3) as usize];
-            let operation = ArpOperation(1 + self.below(2) as u16);
-            arp(to, operation, sender, target)
-        } else {
-            let target = TARGETS[self.below(3) as usize].parse().expect("an address");
-            let mut asked = match self.below(3) {
-                0 => Solicitation::probe(target, &NONCE),
-                1 => Solicitation::probe(target, &[]),
-                _ => Solicitation::new("2001:db8::77".parse().expect("an address"), target),
-            };
-            match self.below(8) {
-                0 => asked.destination = target,
-                1 => asked.hop_limit = 64,
-                2 => asked.to = to,
-                3 => asked.options.extend(SOURCE_MAC),
-                4 => asked.options.extend(vec![1; self.below(130) as usize]),
-                _ => {}
-            }
-            asked.frame()
-        };
-        match self.below(8) {
-            0 => frame.truncate(14 + self.below(frame.len() as u64 - 14) as usize),
-            1 => {
-                let at = self.below(frame.len() as u64) as usize;
-                frame[at] ^= 1 << self.below(8);
-            }
-            2 => drop(frame.splice(12..12, [0x81, 0, 0, 5])),
-            _ => {}
-        }
-        frame
-    }
-
-    fn noise(&mut self) -> Vec<u8> {
-        let length = 14 + self.below(100) as usize;
-        let mut frame: Vec<u8> = (0..length).map(|_| self.below(256) as u8).collect();
-        let types = [[8, 0], [0x86, 0xdd], [8, 6], [0x81, 0]];
-        frame[12..14].copy_from_slice(&types[self.below(4) as usize]);
-        frame
     }
 }
