@@ -10,6 +10,8 @@
 mod echo;
 #[path = "packets/fragments.rs"]
 mod fragments;
+#[path = "packets/hygiene.rs"]
+mod hygiene;
 #[path = "packets/icmp.rs"]
 mod icmp;
 #[path = "packets/lan.rs"]

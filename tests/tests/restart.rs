@@ -6,6 +6,9 @@
     reason = "the broken connections of each mode are a result"
 )]
 
+#[path = "restart/datagrams.rs"]
+mod datagrams;
+
 use std::{
     collections::BTreeMap,
     process::Command,

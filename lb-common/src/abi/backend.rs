@@ -19,8 +19,18 @@ pub struct Backend {
     pub generation: u32,
     /// Index into `NEXT_HOPS`; 0: ask `bpf_fib_lookup`.
     pub next_hop: u32,
-    /// 1: usable for new flows. UDP flows leave a backend that is not (contract A7.1); TCP flows stay.
+    /// One of [`backend_state`].
     pub state: u32,
+}
+
+/// Values of [`Backend::state`]. TCP flows stay with their backend in each of them.
+pub mod backend_state {
+    /// Gone, or does not serve: UDP flows leave it (contract A7.1).
+    pub const DOWN: u32 = 0;
+    /// Gets new flows.
+    pub const USABLE: u32 = 1;
+    /// Serves the flows that it has, and gets no new ones.
+    pub const DRAINING: u32 = 2;
 }
 
 /// How a packet reaches its backend (design.md section 3).

@@ -16,7 +16,7 @@ mod service;
 mod settings;
 
 pub use announced::{Announced, AnnouncedKey};
-pub use backend::{Backend, Mode};
+pub use backend::{Backend, Mode, backend_state};
 pub use counters::{BackendCount, FrontendCount, Reason};
 pub use flow::{Flow, Hop, Tuple, flow_state};
 pub use fragment::{Fragment, FragmentKey};

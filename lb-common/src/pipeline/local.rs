@@ -8,7 +8,7 @@ use super::{
     rewrite, select,
 };
 use crate::{
-    abi::{Backend, Flow, Hop, Mode, Reason, Tuple, flow_state},
+    abi::{Backend, Flow, Hop, Mode, Reason, Tuple, backend_state, flow_state},
     bytes::Be16,
     hash,
     packet::Packet,
@@ -103,7 +103,7 @@ pub(crate) fn leave<T: Tables>(path: &Path<'_, T>, frontend: u32, reason: Reason
 }
 
 /// Whether nothing is left of what the entry stands for: a UDP flow that has passed long ago, or a connection that its
-/// client begins anew when its backend is gone.
+/// client begins anew when its backend gets no new ones.
 #[inline(always)]
 fn is_over<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>, now: u32) -> bool {
     let flow = &scratch.flow;
@@ -112,10 +112,9 @@ fn is_over<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>,
         return idle > path.settings.hz.saturating_mul(PASSED_SECONDS);
     }
     scratch.parsed.is_syn()
-        && path
-            .tables
-            .backend(flow.backend)
-            .is_none_or(|backend| backend.generation != flow.generation || backend.state != 1)
+        && path.tables.backend(flow.backend).is_none_or(|backend| {
+            backend.generation != flow.generation || backend.state != backend_state::USABLE
+        })
 }
 
 /// An entry that changes nothing.

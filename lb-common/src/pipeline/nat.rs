@@ -9,7 +9,7 @@ use super::{
     ports, rewrite, select,
 };
 use crate::{
-    abi::{Backend, Flow, Hop, Mode, Reason, Tuple, flow_state},
+    abi::{Backend, Flow, Hop, Mode, Reason, Tuple, backend_state, flow_state},
     bytes::{Addr, Be16},
     hash,
     packet::Packet,
@@ -91,7 +91,7 @@ pub(crate) fn forget<A: Layout, T: Tables + FamilyTables<A>>(
     path.tables.remove_flow(table, &scratch.key);
 }
 
-/// Whether the packet belongs to the flow that has its tuple. UDP leaves a backend that is gone or no longer usable
+/// Whether the packet belongs to the flow that has its tuple. UDP leaves a backend that is gone or no longer serves
 /// (contract A7.1); a SYN leaves a flow that is closed; nothing survives its frontend (contract A1.7).
 #[inline(always)]
 pub(crate) fn usable<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>) -> bool {
@@ -100,10 +100,9 @@ pub(crate) fn usable<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyS
         return false;
     }
     if parsed.tuple_is_udp() {
-        return path
-            .tables
-            .backend(flow.backend)
-            .is_some_and(|backend| backend.generation == flow.generation && backend.state == 1);
+        return path.tables.backend(flow.backend).is_some_and(|backend| {
+            backend.generation == flow.generation && backend.state != backend_state::DOWN
+        });
     }
     !(parsed.is_syn() && flow.is_dead())
 }

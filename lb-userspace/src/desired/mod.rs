@@ -17,7 +17,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::abi::Mode;
+use lb_common::abi::{Mode, backend_state};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -111,8 +111,24 @@ pub struct Backend {
 impl Backend {
     /// Whether it gets new flows.
     pub const fn usable(&self) -> bool {
+        self.weight > 0 && !self.drain && self.serves()
+    }
+
+    /// Whether it can answer those that it has.
+    const fn serves(&self) -> bool {
         let by_stack = matches!(self.mode, Mode::Local | Mode::Pass);
-        self.weight > 0 && !self.drain && !self.down && (self.path.is_some() || by_stack)
+        !self.down && (self.path.is_some() || by_stack)
+    }
+
+    /// As the packet path knows it: one of [`backend_state`].
+    pub const fn state(&self) -> u32 {
+        if self.usable() {
+            backend_state::USABLE
+        } else if self.serves() {
+            backend_state::DRAINING
+        } else {
+            backend_state::DOWN
+        }
     }
 }
 

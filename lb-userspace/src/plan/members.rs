@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    abi::{Backend, Mode, Region},
+    abi::{Backend, Mode, Region, backend_state},
     bytes::{Addr, Be16},
 };
 
@@ -59,7 +59,10 @@ impl Planner {
                     self.next_hops.release(old, &mut self.pools);
                 }
                 // One that gets no new flows any more is told so when the table no longer names it.
-                let state = u32::from(backend.usable()) | member.value.state;
+                let state = match member.value.state {
+                    backend_state::USABLE => backend_state::USABLE,
+                    _ => backend.state(),
+                };
                 self.link(&mut member, next_hop, state, ops);
                 member
             } else {
@@ -69,7 +72,7 @@ impl Planner {
                 let value = Backend {
                     next_hop,
                     generation,
-                    state: u32::from(backend.usable()),
+                    state: backend.state(),
                     ..element(backend)
                 };
                 ops.push(Op::ZeroBackend { id });
@@ -119,7 +122,7 @@ impl Planner {
         ops: &mut Vec<Op>,
     ) {
         for member in placed.members.values_mut() {
-            let state = u32::from(wanted[&member.key].usable());
+            let state = wanted[&member.key].state();
             let next_hop = member.value.next_hop;
             self.link(member, next_hop, state, ops);
         }
@@ -129,7 +132,7 @@ impl Planner {
     }
 
     pub(super) fn forget(&mut self, mut member: Member, ops: &mut Vec<Op>) {
-        self.link(&mut member, 0, 0, ops);
+        self.link(&mut member, 0, backend_state::DOWN, ops);
         if let Some(hop) = member.hop {
             self.next_hops.release(hop, &mut self.pools);
         }

@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{
-    abi::{Backend, FrontendKey, NO_OWNER, NextHop, Region, SourceKey, owner},
+    abi::{Backend, FrontendKey, NO_OWNER, NextHop, Region, SourceKey, backend_state, owner},
     bytes::{Address, V4, V6},
 };
 
@@ -37,6 +37,9 @@ pub(super) struct Orphans {
     placed: Vec<Placed>,
     entries: Vec<EntryKey>,
     sources: Vec<(u32, IpNet)>,
+    /// Ids that no service names and that are not down: an agent that ended between the two left them so, and UDP flows
+    /// would stay with them (contract A7.3).
+    backends: Vec<u32>,
     /// Regions that no agent of ours gave out, taken from the services that name them.
     regions: Vec<Op>,
 }
@@ -112,6 +115,11 @@ impl Planner {
             let strays = nets.iter().map(|net| (*index, *net));
             planner.orphans.sources.extend(strays);
         }
+        let left = |(id, value): &(&u32, &Backend)| {
+            value.state != backend_state::DOWN && !adoption.ids.contains(id)
+        };
+        let left = backends.range(..limits.backend_ids()).filter(left);
+        planner.orphans.backends = left.map(|(id, _)| *id).collect();
         planner.restore_frontends(&entries, &vips);
         planner.restore_ids(&adoption, &indexes);
         planner
@@ -126,6 +134,15 @@ impl Planner {
         ops.extend(orphans.regions);
         for placed in orphans.placed {
             self.remove(placed, ops);
+        }
+        for id in orphans.backends {
+            let element = &mut self.elements[id as usize];
+            (element.next_hop, element.state) = (0, backend_state::DOWN);
+            ops.push(Op::BackendLink {
+                id,
+                next_hop: 0,
+                state: backend_state::DOWN,
+            });
         }
         for key in orphans.entries {
             ops.push(remove_entry(key));
@@ -190,7 +207,11 @@ impl Planner {
         }
         // A backend may be named twice, by the place that it left last: the one with slots is meant.
         found.sort_by_key(|(ordinal, _, value)| {
-            (!owning.contains(ordinal), value.state == 0, *ordinal)
+            (
+                !owning.contains(ordinal),
+                value.state == backend_state::DOWN,
+                *ordinal,
+            )
         });
         let mut keys = BTreeSet::new();
         let mut placed_members = BTreeMap::new();

@@ -1,5 +1,6 @@
 //! Plans against an in-memory dataplane, checked after every single op: what a packet between two ops would meet.
 
+mod hygiene;
 mod watch;
 
 use std::{
@@ -7,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{Mode, Segment, tag};
+use lb_common::abi::{Mode, Segment, backend_state, tag};
 use proptest::prelude::*;
 
 use super::{ids::Ids, *};
@@ -146,7 +147,10 @@ fn a_service_comes_changes_and_goes() {
         [
             Op::Slots { .. },
             Op::Table { .. },
-            Op::BackendLink { state: 0, .. }
+            Op::BackendLink {
+                state: backend_state::DRAINING,
+                ..
+            }
         ]
     ));
     let ops = step(&mut planner, &mut watch, &desired(&[]));

@@ -51,7 +51,7 @@ pub struct Engine<D> {
     unfit: BTreeSet<ServiceName>,
     /// An op failed: the maps are not what the planner believes.
     astray: bool,
-    /// At the start the maps had backends that get no new flows.
+    /// At the start the maps had backends that were down, or gone.
     found_unusable: bool,
 }
 
@@ -150,7 +150,10 @@ impl<D: Dataplane> Engine<D> {
             dataplane,
             unfit: BTreeSet::new(),
             astray: true,
-            found_unusable: dump.backends.values().any(|backend| backend.state == 0),
+            found_unusable: dump
+                .backends
+                .values()
+                .any(|backend| backend.state == lb_common::abi::backend_state::DOWN),
         };
         engine.note_backends(
             engine

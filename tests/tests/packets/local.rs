@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result};
 use etherparse::SlicedPacket;
 use lb_common::{
-    abi::{Mode, Reason, Region, Tuple, setting_flag, slot_of},
+    abi::{Mode, Reason, Tuple, setting_flag, slot_of},
     bytes, hash,
     pipeline::{Step, Verdict},
 };
@@ -26,19 +26,16 @@ use super::{
 };
 
 /// Client, frontend, and the other frontend of the same service.
-const V4: [&str; 3] = ["198.51.100.8", "192.0.2.15", "192.0.2.16"];
-const V6: [&str; 3] = ["2001:db8:9::1", "2001:db8::15", "2001:db8::16"];
+pub(super) const V4: [&str; 3] = ["198.51.100.8", "192.0.2.15", "192.0.2.16"];
+pub(super) const V6: [&str; 3] = ["2001:db8:9::1", "2001:db8::15", "2001:db8::16"];
 
-/// A backend on another node, of each service.
-const PASSING: [u32; 2] = [18, 21];
-
-fn packet(names: [&str; 3], port: u16, kind: Kind) -> Packet {
+pub(super) fn packet(names: [&str; 3], port: u16, kind: Kind) -> Packet {
     let to = if kind == Kind::Udp { 53 } else { 80 };
     Packet::new((names[0], port), (names[1], to), kind)
 }
 
 /// The first packet of a flow with this verdict: client ports are tried from `port` on.
-fn begin(
+pub(super) fn begin(
     both: &mut Both,
     names: [&str; 3],
     port: u16,
@@ -54,10 +51,10 @@ fn begin(
     anyhow::bail!("no flow ends as {wanted:?}")
 }
 
-const PASSED: Verdict = Verdict::Pass(Reason::Pass);
+pub(super) const PASSED: Verdict = Verdict::Pass(Reason::Pass);
 
 /// A connection both ends of which know of each other.
-fn establish(both: &mut Both, names: [&str; 3], port: u16) -> Result<(u16, Outcome)> {
+pub(super) fn establish(both: &mut Both, names: [&str; 3], port: u16) -> Result<(u16, Outcome)> {
     let (port, there) = begin(both, names, port, Kind::Syn, Verdict::Rewritten)?;
     both.leave(&answer(&there.frame, Kind::SynAck).frame(both))?;
     both.run(&packet(names, port, Kind::Ack).frame(both))?;
@@ -162,7 +159,7 @@ fn what_began_without_us_goes_on_without_us() -> Result<()> {
 }
 
 /// Publishes a table in which every slot of a service belongs to the member at `ordinal`.
-fn all_to(both: &mut Both, service: u32, ordinal: u16) -> Result<()> {
+pub(super) fn all_to(both: &mut Both, service: u32, ordinal: u16) -> Result<()> {
     let slots = vec![slot_of([ordinal, u16::MAX, u16::MAX, u16::MAX]); 64];
     let base = (service - 1) << 6;
     both.host.slots.extend((base..).zip(slots.iter().copied()));
@@ -197,77 +194,6 @@ fn the_choice_between_us_and_the_other_is_made_once() -> Result<()> {
             assert_eq!(ack.verdict, Verdict::Pass(Reason::NoFlow));
             let new = both.run(&packet(names, 6901, Kind::Syn).frame(both))?;
             assert_eq!(new.verdict, Verdict::Rewritten);
-        }
-        Ok(())
-    })
-}
-
-/// Tells both that a backend gets no new flows any more.
-fn stop(both: &mut Both, id: u32) -> Result<()> {
-    let backend = both.host.backends.get_mut(&id).context("a backend")?;
-    backend.state = 0;
-    let next_hop = backend.next_hop;
-    let op = Op::BackendLink {
-        id,
-        next_hop,
-        state: 0,
-    };
-    both.place.installation.dataplane()?.apply(&[op])?;
-    Ok(())
-}
-
-/// A7.1, A7.6: UDP leaves it, an established connection stays, one that is begun anew is chosen anew.
-#[test]
-fn a_backend_that_stops_serving_loses_its_udp_flows_only() -> Result<()> {
-    with_both(|both| {
-        for (at, names) in [V4, V6].into_iter().enumerate() {
-            let (ours, there) = establish(both, names, 7000)?;
-            let (udp, datagram) = begin(both, names, 7300, Kind::Udp, Verdict::Rewritten)?;
-            let (passed, _) = begin(both, names, 7600, Kind::Udp, PASSED)?;
-            stop(both, there.backend().context("a backend")?)?;
-            stop(both, datagram.backend().context("a backend")?)?;
-            stop(both, PASSING[at])?;
-            let chosen = |outcome: &Outcome| {
-                let slot = |step: &Step| matches!(step, Step::Slot { .. });
-                outcome.steps.iter().any(slot)
-            };
-            let ack = both.run(&packet(names, ours, Kind::Ack).frame(both))?;
-            assert_eq!(ends(&ack.frame), ends(&there.frame), "stays");
-            assert!(!chosen(&ack));
-            for (port, kind) in [(udp, Kind::Udp), (passed, Kind::Udp), (ours, Kind::Syn)] {
-                let next = both.run(&packet(names, port, kind).frame(both))?;
-                assert!(chosen(&next), "{kind:?} is chosen anew");
-            }
-        }
-        Ok(())
-    })
-}
-
-/// A7.2, A6.4: a service that loses all of its backends gives up its UDP flows, too, and keeps its connections.
-#[test]
-fn a_service_without_backends_keeps_its_connections_and_no_udp_flow() -> Result<()> {
-    with_both(|both| {
-        for (service, names) in [(7, V4), (8, V6)] {
-            let (ours, there) = establish(both, names, 7700)?;
-            let (udp, datagram) = begin(both, names, 7800, Kind::Udp, Verdict::Rewritten)?;
-            stop(both, there.backend().context("a backend")?)?;
-            stop(both, datagram.backend().context("a backend")?)?;
-            let table = Region::EMPTY.0;
-            both.host
-                .services
-                .get_mut(&service)
-                .context("a service")?
-                .table = table;
-            let op = Op::Table { service, table };
-            both.place.installation.dataplane()?.apply(&[op])?;
-
-            let ack = both.run(&packet(names, ours, Kind::Ack).frame(both))?;
-            assert_eq!(ends(&ack.frame), ends(&there.frame), "stays");
-            for (port, kind) in [(udp, Kind::Udp), (ours + 1, Kind::Syn)] {
-                let next = both.run(&packet(names, port, kind).frame(both))?;
-                assert_eq!(next.verdict, Verdict::Transmit);
-                assert_eq!(next.reason(), Some(Reason::NoBackend), "answered");
-            }
         }
         Ok(())
     })

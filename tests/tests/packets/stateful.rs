@@ -26,16 +26,13 @@ use lb_tests::{
     both::{Both, Outcome},
     netns::run,
 };
-use lb_userspace::{
-    dataplane::{Dataplane as _, FlowState},
-    plan::Op,
-};
+use lb_userspace::dataplane::FlowState;
 
 use super::{Kind, Packet, assert_checksums, with_both};
 
 /// Client and frontend of a flow.
-const V4: (&str, &str) = ("198.51.100.8", "192.0.2.10");
-const V6: (&str, &str) = ("2001:db8:9::1", "2001:db8::10");
+pub(super) const V4: (&str, &str) = ("198.51.100.8", "192.0.2.10");
+pub(super) const V6: (&str, &str) = ("2001:db8:9::1", "2001:db8::10");
 
 /// Addresses and ports of a frame.
 pub(super) fn ends(frame: &[u8]) -> (SocketAddr, SocketAddr) {
@@ -64,7 +61,7 @@ pub(super) fn ends(frame: &[u8]) -> (SocketAddr, SocketAddr) {
     }
 }
 
-fn packet((client, vip): (&str, &str), port: u16, kind: Kind) -> Packet {
+pub(super) fn packet((client, vip): (&str, &str), port: u16, kind: Kind) -> Packet {
     Packet::new(
         (client, port),
         (vip, if kind == Kind::Udp { 53 } else { 443 }),
@@ -285,37 +282,6 @@ fn the_port_of_a_closed_flow_rests_while_another_is_free() -> Result<()> {
     })
 }
 
-/// A7.6
-#[test]
-fn a_tcp_flow_outlives_its_backend_in_the_configuration() -> Result<()> {
-    with_both(|both| {
-        for (flow, port) in [(V4, 5700), (V6, 5800)] {
-            let (port, there) = establish(both, flow, port)?;
-            let id = there.backend().context("a backend")?;
-            let backend = both.host.backends.get_mut(&id).context("a backend")?;
-            backend.generation += 1;
-            let value = *backend;
-            let op = Op::Backend { id, value };
-            both.place.installation.dataplane()?.apply(&[op])?;
-            let next = both.run(&packet(flow, port, Kind::Ack).frame(both))?;
-            assert_eq!(
-                ends(&next.frame),
-                ends(&there.frame),
-                "the same way as before"
-            );
-            assert_checksums(&next.frame);
-            assert!(
-                !next
-                    .steps
-                    .iter()
-                    .any(|step| matches!(step, Step::Slot { .. })),
-                "not chosen anew"
-            );
-        }
-        Ok(())
-    })
-}
-
 #[test]
 fn the_clients_half_is_found_again_when_lost() -> Result<()> {
     with_both(|both| {
@@ -436,33 +402,6 @@ fn no_free_port_is_a_counted_drop() -> Result<()> {
         assert!(
             reasons.contains(&Some(Reason::PortsExhausted)),
             "{reasons:?}"
-        );
-        Ok(())
-    })
-}
-
-/// A7.1
-#[test]
-fn udp_leaves_a_backend_that_is_no_longer_usable() -> Result<()> {
-    with_both(|both| {
-        let (port, first) = begin(both, V4, 1024, Kind::Udp)?;
-        let id = first.backend().context("a backend")?;
-        let next_hop = both.host.backends[&id].next_hop;
-        both.host.backends.get_mut(&id).context("a backend")?.state = 0;
-        both.place
-            .installation
-            .dataplane()?
-            .apply(&[Op::BackendLink {
-                id,
-                next_hop,
-                state: 0,
-            }])?;
-        let next = both.run(&packet(V4, port, Kind::Udp).frame(both))?;
-        // The slot still names it here; what matters is that it was chosen anew (contract A7.1).
-        assert!(
-            next.steps
-                .iter()
-                .any(|step| matches!(step, Step::Slot { .. }))
         );
         Ok(())
     })

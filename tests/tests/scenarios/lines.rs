@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Backend, FrontendKey, NO_OWNER, NextHop, Region, owner, service_flag},
+    abi::{Backend, FrontendKey, NO_OWNER, NextHop, Region, backend_state, owner, service_flag},
     bytes::Address,
 };
 use lb_userspace::plan::{Dump, DumpedService};
@@ -96,7 +96,7 @@ fn service(index: u32, dumped: &DumpedService, dump: &Dump, lines: &mut BTreeSet
         let Some(backend) = dump.backends.get(&id).filter(|_| id != 0) else {
             continue;
         };
-        if slots == 0 && backend.state == 0 && ordinal as u16 == NO_OWNER {
+        if slots == 0 && backend.state == backend_state::DOWN && ordinal as u16 == NO_OWNER {
             continue;
         }
         lines.insert(format!(
@@ -108,10 +108,10 @@ fn service(index: u32, dumped: &DumpedService, dump: &Dump, lines: &mut BTreeSet
 
 fn shown(backend: &Backend, next_hop: Option<&NextHop>) -> String {
     let mode = ["?", "nat", "ipip", "l2"][usize::from(backend.mode & 3)];
-    let state = if backend.state == 1 {
-        "usable"
-    } else {
-        "not usable"
+    let state = match backend.state {
+        backend_state::USABLE => "usable",
+        backend_state::DRAINING => "drains",
+        _ => "down",
     };
     let way = next_hop.map_or_else(
         || "asks the kernel".into(),

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     cluster::facts::ServicePort,
-    config::{Algorithm, ServiceName},
+    config::{Algorithm, Protocol, ServiceName},
     desired::{
         Backend, Group, GroupFrontend, GroupKey, Service, check::keeps_manageable,
         group::nat_source,
@@ -215,8 +215,10 @@ impl Objects {
         let drop = outcome(selected.len(), anywhere) == Outcome::Drop;
         let backends = endpoints.iter().enumerate().filter_map(|(at, endpoint)| {
             let backend = self.backend(endpoint, selected.binary_search(&at).is_ok(), host);
-            // What passes has its flows with kube-proxy, so nothing here needs to remember it.
-            (!backend.drain || backend.mode != Mode::Pass).then_some(backend)
+            // What passes has its flows with kube-proxy. Of UDP flows we know who serves them: they stay with it (A7.1).
+            let passed = backend.mode == Mode::Pass && backend.drain;
+            let forgotten = passed && (key.protocol != Some(Protocol::Udp) || backend.down);
+            (!forgotten).then_some(backend)
         });
         (backends.collect(), drop)
     }

@@ -381,7 +381,7 @@ impl Watch {
                 found.is_some_and(|found| {
                     found.address.to_ip() == backend.address
                         && found.port.to_host() == backend.port
-                        && found.state == u32::from(backend.usable())
+                        && found.state == backend.state()
                 })
             });
             let named: Vec<_> = named.collect();

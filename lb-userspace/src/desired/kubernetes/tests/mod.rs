@@ -3,6 +3,7 @@
 
 mod backends;
 mod frontends;
+mod hygiene;
 mod order;
 mod policies;
 mod selection;
