@@ -8,6 +8,8 @@
 
 #[path = "packets/echo.rs"]
 mod echo;
+#[path = "packets/flood.rs"]
+mod flood;
 #[path = "packets/fragments.rs"]
 mod fragments;
 #[path = "packets/hygiene.rs"]
