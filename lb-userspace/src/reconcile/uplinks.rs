@@ -1,5 +1,6 @@
 //! The interfaces that the programs are on. An interface that is refused or away costs nothing but itself; it is tried
-//! again, at once when it comes back.
+//! again, at once when it comes back. One that a glob or a default route names is an uplink from when it appears until it
+//! is gone; a default route that moves on leaves the programs where they are.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -67,7 +68,8 @@ impl Uplinks {
         let mut names = net::interfaces(facts, patterns);
         if patterns.is_empty() {
             // A default route that is away for a moment is no reason to stop.
-            names.extend(before.iter().cloned());
+            let there = before.iter().filter(|name| link(facts, name).is_some());
+            names.extend(there.cloned());
         }
         if names.is_empty() {
             let asked = match patterns {
@@ -124,19 +126,7 @@ impl Uplinks {
         self.mode = Some(mode);
         let names = net::interfaces(facts, patterns);
         if !names.is_empty() || !patterns.is_empty() {
-            let gone: Vec<_> = self
-                .wanted
-                .keys()
-                .filter(|name| !names.contains(*name))
-                .cloned()
-                .collect();
-            for name in gone {
-                self.wanted.remove(&name);
-                match installation.release(&name) {
-                    Ok(()) => tracing::info!(interface = name, "no longer ours to serve"),
-                    Err(error) => tracing::error!(interface = name, %error, "stays attached"),
-                }
-            }
+            self.forget(installation, |name| !names.contains(name));
         }
         self.follow(installation, facts, patterns);
     }
@@ -151,16 +141,18 @@ impl Uplinks {
         let Some(mode) = self.mode else { return false };
         let now = Instant::now();
         let mut changed = false;
-        for name in net::interfaces(facts, patterns) {
-            self.wanted
-                .entry(name)
-                .or_insert_with_key(|name| Uplink::new(name, now));
+        let names = net::interfaces(facts, patterns);
+        for name in &names {
+            if !self.wanted.contains_key(name) {
+                tracing::info!(interface = name, "an uplink from now on");
+                self.wanted.insert(name.clone(), Uplink::new(name, now));
+            }
         }
         for (name, uplink) in &mut self.wanted {
             let before = uplink.shown.clone();
             match link(facts, name) {
                 None => {
-                    if uplink.ifindex.take().is_some() {
+                    if uplink.ifindex.take().is_some() && names.contains(name) {
                         tracing::warn!(interface = name, "interface is gone; waiting for it");
                     }
                     uplink.shown.index = None;
@@ -180,7 +172,27 @@ impl Uplinks {
             }
             changed |= uplink.shown != before;
         }
+        // After the others: a renamed interface has its programs by its new name by now.
         changed
+            | self.forget(installation, |name| {
+                link(facts, name).is_none() && !names.contains(name)
+            })
+    }
+
+    /// Forgets uplinks that nobody waits for; true if there were any.
+    fn forget(&mut self, installation: &Installation, is_over: impl Fn(&str) -> bool) -> bool {
+        let before = self.wanted.len();
+        self.wanted.retain(|name, _| {
+            if !is_over(name) {
+                return true;
+            }
+            match installation.release(name) {
+                Ok(()) => tracing::info!(interface = name, "no longer ours to serve"),
+                Err(error) => tracing::error!(interface = name, %error, "stays attached"),
+            }
+            false
+        });
+        self.wanted.len() < before
     }
 
     /// When an interface is to be tried again.
