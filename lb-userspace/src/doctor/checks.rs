@@ -1,6 +1,6 @@
 //! All checks, in the order in which they are told.
 
-use super::{Facts, Line, interface, nat, system};
+use super::{Facts, Line, interface, nat, proxies, system};
 
 /// Judges the facts.
 pub fn check(facts: &Facts) -> Vec<Line> {
@@ -24,6 +24,7 @@ pub fn check(facts: &Facts) -> Vec<Line> {
         lines.extend(interface::lines(name, found.as_ref(), facts));
     }
     lines.extend(nat::lines(facts));
+    lines.extend(proxies::lines(facts));
     lines.push(system::heartbeat(facts));
     lines
 }

@@ -10,6 +10,7 @@ use std::{
 
 use lb_common::abi::setting_flag;
 
+use super::proxies::{BPF_FILESYSTEM, Proxy};
 use crate::{
     attach::{self, AttachError, Clock, Inspected, Mode},
     config::Config,
@@ -40,6 +41,8 @@ pub struct Facts {
     pub network: Network,
     /// What is wrong with the rules that were asked for, if they cannot be read.
     pub masquerades: Result<Vec<Masquerade>, String>,
+    /// Others that serve Services by BPF.
+    pub proxies: Vec<Proxy>,
     pub agent: Option<Agent>,
 }
 
@@ -121,6 +124,7 @@ impl Facts {
             interfaces,
             network,
             masquerades,
+            proxies: Proxy::find(Path::new(BPF_FILESYSTEM)),
             agent: Agent::read(&question.pin_root),
         })
     }

@@ -5,6 +5,7 @@ mod checks;
 mod facts;
 mod interface;
 mod nat;
+mod proxies;
 mod system;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     checks::check,
     facts::{Agent, Facts, Found, Question, Sysctls},
+    proxies::Proxy,
 };
 use crate::attach::Mend;
 

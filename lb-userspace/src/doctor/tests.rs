@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::*;
+use super::{proxies::Kind, *};
 use crate::{
     attach::{Inspected, Mode, Nic, Program},
     config::Config,
@@ -58,6 +58,7 @@ fn fit() -> Facts {
         interfaces: [("eth0".to_owned(), Some(found(nic())))].into(),
         network: network(),
         masquerades: Ok(Vec::new()),
+        proxies: Vec::new(),
         agent: Some(Agent {
             silence: Some(Duration::from_secs(1)),
             bypass: None,
@@ -386,6 +387,28 @@ fn who_masquerades_is_named() {
         ..fit()
     };
     assert_eq!(state(&unknown, "masquerade"), State::Limit);
+}
+
+#[test]
+fn another_proxy_by_bpf_is_refused() {
+    let beside = |kind, pin: &str| Facts {
+        proxies: vec![Proxy {
+            kind,
+            pin: pin.to_owned(),
+        }],
+        ..fit()
+    };
+    assert_eq!(state(&fit(), "service proxy"), State::Ok);
+    for (kind, pin, who, setting) in [
+        (Kind::Cilium, "a/b", "Cilium", "kubeProxyReplacement=false"),
+        (Kind::Calico, "c/d", "Calico", "bpfEnabled: false"),
+    ] {
+        let facts = beside(kind, pin);
+        assert_eq!(state(&facts, "service proxy"), State::Unfit);
+        let (_, found, fix) = line(&facts, "service proxy");
+        assert!(found.contains(who) && found.contains(&format!("/sys/fs/bpf/{pin}")));
+        assert!(fix.unwrap().contains(setting));
+    }
 }
 
 #[test]
