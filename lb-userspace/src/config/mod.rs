@@ -277,11 +277,14 @@ impl Nat {
             ports: 61_000..=65_535,
         };
         let Some(entry) = entry else { return nat };
-        places.insert("nat.ports".into(), entry.at());
+        for field in ["nat.addresses", "nat.ports"] {
+            places.insert(field.into(), entry.at());
+        }
         let Some(mut map) = entry.map(faults) else {
             return nat;
         };
         if let Some(addresses) = map.take("addresses") {
+            places.insert("nat.addresses".into(), addresses.at());
             for address in addresses.list(faults).unwrap_or_default() {
                 if let Some(Source(ip)) = address.parse(faults) {
                     places.insert(

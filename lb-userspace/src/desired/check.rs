@@ -96,12 +96,9 @@ fn vips(config: &Config, facts: &Facts, refusals: &mut Refusals<'_>) {
 
 /// Source ports that the host itself may take would give us its replies, and it ours.
 fn nat(config: &Config, facts: &Facts, refusals: &mut Refusals<'_>) {
-    let backends = config
-        .services
-        .iter()
-        .filter(|service| service.mode == Mode::Nat)
-        .flat_map(|service| &service.backends);
-    let families: BTreeSet<_> = backends.map(|backend| backend.address.is_ipv4()).collect();
+    let families: BTreeSet<_> = nat_backends(config)
+        .map(|backend| backend.address.is_ipv4())
+        .collect();
     let vips: HashSet<_> = config
         .services
         .iter()
@@ -160,6 +157,20 @@ fn nat(config: &Config, facts: &Facts, refusals: &mut Refusals<'_>) {
     }
 }
 
+/// Whether anything is translated: services of the file say so, those of the cluster are as soon as `nat` has an address
+/// of its own.
+pub fn uses_nat(config: &Config) -> bool {
+    match config.kubernetes {
+        Some(_) => !config.nat.addresses.is_empty(),
+        None => nat_backends(config).next().is_some(),
+    }
+}
+
+fn nat_backends(config: &Config) -> impl Iterator<Item = &Backend> {
+    let services = config.services.iter().filter(|one| one.mode == Mode::Nat);
+    services.flat_map(|service| &service.backends)
+}
+
 /// An address that both `nat` and the host's own sockets take ports of: sockets take the one that routes prefer, others
 /// stay free for `nat`.
 pub fn shared_nat_address(config: &Config, facts: &Facts) -> Option<IpAddr> {
@@ -167,11 +178,11 @@ pub fn shared_nat_address(config: &Config, facts: &Facts) -> Option<IpAddr> {
         let own = |own: &Address| own.preferred && own.net.addr() == *ip;
         facts.addresses.iter().any(own)
     };
-    let services = config.services.iter().filter(|one| one.mode == Mode::Nat);
-    let mut backends = services.flat_map(|service| &service.backends).peekable();
-    backends.peek()?;
+    if !uses_nat(config) {
+        return None;
+    }
     if config.nat.addresses.is_empty() {
-        return backends
+        return nat_backends(config)
             .filter_map(|backend| path::resolve(facts, backend.address))
             .map(|path| path.source)
             .filter(sockets_use)

@@ -26,7 +26,7 @@ use crate::{
     net::{Facts, Path},
 };
 
-pub use check::{check, shared_nat_address};
+pub use check::{check, shared_nat_address, uses_nat};
 pub use group::service;
 pub use settings::settings;
 

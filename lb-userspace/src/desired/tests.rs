@@ -248,6 +248,40 @@ fn beside_kube_proxy_nat_wants_an_address_of_its_own() {
     );
 }
 
+/// The cluster says which backends there are; the addresses alone say what is shared.
+#[test]
+fn nat_addresses_are_judged_in_a_cluster_as_they_are_with_a_file_of_services() {
+    let mut facts = facts();
+    facts.masquerades = vec![Masquerade {
+        table: "kube-proxy".into(),
+        chain: "masquerading".into(),
+    }];
+    let told = |text: &str| {
+        let errors = check(&config(&format!("kubernetes: {{}}\n{text}")), &facts);
+        let line = |error: ConfigError| {
+            assert!(!error.fix.is_empty());
+            let at = error.at;
+            format!("{}:{} {}: {}", at.line, at.column, error.field, error.what)
+        };
+        errors.into_iter().map(line).collect::<Vec<_>>()
+    };
+    let nothing = Vec::<String>::new();
+    assert_eq!(told(""), nothing, "nothing is translated");
+    assert_eq!(told("nat: {addresses: [192.0.2.2]}"), nothing);
+    assert_eq!(
+        told("nat: {addresses: [192.0.2.1]}"),
+        [
+            "4:18 nat.addresses: kube-proxy masquerades (table kube-proxy, chain masquerading) and takes ports of 192.0.2.1, 61000-65535 among them"
+        ]
+    );
+    let taken = told("nat: {addresses: [192.0.2.1], ports: 60000-65535}");
+    assert!(
+        taken[0].contains(" nat.ports: this host may take port 60000 of 192.0.2.1"),
+        "{taken:?}"
+    );
+    assert_eq!(taken.len(), 2);
+}
+
 #[test]
 fn nat_ports_that_the_host_takes_are_refused() {
     let services = "services: [{name: a, frontends: [\"198.51.100.1:80/tcp\"], backends: [{address: 10.0.0.1}]}]\n";

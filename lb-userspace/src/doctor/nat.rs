@@ -1,7 +1,5 @@
 //! Checks of what `nat` shares with the host: ports and addresses.
 
-use lb_common::abi::Mode;
-
 use super::{Facts, Line};
 use crate::{
     attach::Mend,
@@ -94,9 +92,8 @@ fn masquerading(facts: &Facts) -> Line {
         .collect();
     let shown = shown.join("; ");
     let config = config(facts);
-    let nat = config.is_none_or(|config| config.services.iter().any(|s| s.mode == Mode::Nat));
-    if !nat {
-        return Line::ok(NAME, format!("{shown}; no service uses `nat`"));
+    if !config.is_none_or(desired::uses_nat) {
+        return Line::ok(NAME, format!("{shown}; nothing uses `nat`"));
     }
     let kube_proxy = rules.iter().any(Masquerade::is_kube_proxy);
     if kube_proxy && shares_address(facts) {

@@ -136,6 +136,13 @@ impl Objects {
             );
             return false;
         }
+        if asked.class != Class::NodePort && self.options.nat_addresses.contains(&address) {
+            skips.service(
+                Reason::NodeAddressRefused,
+                format!("{frontend}: {address} is one of nat.addresses; use another"),
+            );
+            return false;
+        }
         match self.claims.holder(frontend) {
             Some(holder) if *holder != known.claimant => {
                 skips.service(

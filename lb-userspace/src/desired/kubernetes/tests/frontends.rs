@@ -252,6 +252,26 @@ fn a_vip_is_ours_whole_and_a_node_address_is_not() {
 }
 
 #[test]
+fn an_address_of_nat_is_refused_as_vip() {
+    let options = Options {
+        nat_addresses: vec![ip("198.51.100.9")],
+        ..options()
+    };
+    let service = Service {
+        ingress: vec![ingress("198.51.100.9"), ingress(VIP)],
+        ..web()
+    };
+    let world = World::with(options, service, vec![endpoint("10.1.0.1", "n1")]);
+    assert_eq!(world.frontends("web"), ["203.0.113.10:80/tcp"]);
+    assert_eq!(
+        world.skips("web"),
+        [
+            "Service default/web NodeAddressRefused: 198.51.100.9:80/tcp: 198.51.100.9 is one of nat.addresses; use another"
+        ]
+    );
+}
+
+#[test]
 fn an_address_of_any_node_is_refused_as_vip() {
     let service = Service {
         ingress: vec![ingress("192.0.2.2"), ingress(VIP)],
