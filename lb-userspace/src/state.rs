@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::desired::kubernetes::{FrontendRules, Origin, Rule};
+
 /// A snapshot of the agent. Times are seconds since the Unix epoch.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -191,6 +193,8 @@ pub struct Service {
     pub source_ranges: Vec<ipnet::IpNet>,
     pub frontends: Vec<Frontend>,
     pub backends: Vec<Backend>,
+    /// Of the cluster: frontends that it asks for and does not get.
+    pub left_out: Vec<LeftOut>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -202,6 +206,16 @@ pub struct Frontend {
     pub id: u32,
     /// Index into `SERVICES`; frontends with the same backends share it.
     pub service: u32,
+    /// Of the cluster.
+    pub rules: Option<FrontendRules>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftOut {
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+    pub rule: Rule,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -230,6 +244,8 @@ pub struct Backend {
     pub table: u32,
     /// None: no route, or the route leads to this host.
     pub path: Option<BackendPath>,
+    /// Of the cluster.
+    pub origin: Option<Origin>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]

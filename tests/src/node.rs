@@ -229,6 +229,7 @@ impl Node {
                     down: false,
                     source: None,
                     path: None,
+                    origin: None,
                 });
             }
             let mut frontends = Vec::new();
@@ -242,6 +243,7 @@ impl Node {
                     frontends.push(GroupFrontend {
                         frontend,
                         owns_address: false,
+                        rules: None,
                     });
                 }
             }
@@ -257,6 +259,7 @@ impl Node {
                 affinity: None,
                 algorithm: Algorithm::Rendezvous,
                 groups: vec![group],
+                left_out: Vec::new(),
             };
             let name: ServiceName = format!("web{family}").parse().ok().context("a name")?;
             services.insert(name, service);

@@ -370,6 +370,7 @@ pub fn services() -> Vec<state::Service> {
                 .zip(members)
                 .map(|(ordinal, id)| backend(index, ordinal, *id, members.len()))
                 .collect(),
+            left_out: Vec::new(),
         })
         .collect()
 }
@@ -390,6 +391,7 @@ fn frontends(service: u32) -> Vec<state::Frontend> {
         },
         id,
         service,
+        rules: None,
     })
     .collect()
 }
@@ -408,5 +410,6 @@ fn backend(service: u32, ordinal: u16, id: u32, members: usize) -> state::Backen
         slots: owned.count() as u32,
         table,
         path: None,
+        origin: None,
     }
 }

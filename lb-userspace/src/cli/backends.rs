@@ -67,12 +67,13 @@ fn service_row(backend: &Backend) -> impl Iterator<Item = String> {
 
 /// With totals and the way there.
 fn draw_wide(backends: &[Backend]) -> String {
-    let more = ["NEW", "PKT", "INTERFACE", "GATEWAY", "NEIGHBOUR"];
+    let more = ["ZONE", "NEW", "PKT", "INTERFACE", "GATEWAY", "NEIGHBOUR"];
     table(
         ["SERVICE"].into_iter().chain(HEADER).chain(more),
         backends.iter().map(|backend| {
             let path = backend.path.as_ref();
             service_row(backend).chain([
+                or_dash(backend.zone.as_ref()),
                 backend.new_flows.to_string(),
                 backend.packets.to_string(),
                 or_dash(path.map(|path| &path.interface)),
@@ -101,6 +102,7 @@ mod tests {
             service: "default/web".into(),
             backend: "10.0.0.11:8443".parse().unwrap(),
             node: Some("n1".into()),
+            zone: Some("a".into()),
             path: Some(BackendPath {
                 interface: "eth0".into(),
                 gateway: "10.0.0.11".parse().unwrap(),
@@ -145,10 +147,10 @@ BACKEND         NODE  ORD  WEIGHT  STATE  SLOTS  SHARE  NEW/s  PKT/s  SINCE
     }
 
     #[test]
-    fn wide_shows_the_way_and_dashes_where_there_is_none() {
+    fn wide_shows_zone_and_way_and_dashes_where_there_is_none() {
         let text = draw_wide(&backends());
         assert!(
-            text.contains("9    10   eth0       10.0.0.11  -\n"),
+            text.contains("a     9    10   eth0       10.0.0.11  -\n"),
             "{text}"
         );
         assert!(text.ends_with("-          -          -"), "{text}");

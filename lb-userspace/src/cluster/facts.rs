@@ -182,6 +182,7 @@ pub struct Endpoint {
     pub serving: Option<bool>,
     pub terminating: Option<bool>,
     pub node: Option<Arc<str>>,
+    pub zone: Option<Arc<str>>,
     /// `hints.forZones[].name`.
     pub zone_hints: Vec<Arc<str>>,
     /// `hints.forNodes[].name`.

@@ -148,6 +148,7 @@ impl Trim for ApiSlice {
                 serving: conditions.serving,
                 terminating: conditions.terminating,
                 node: endpoint.node_name.as_deref().map(&mut shared),
+                zone: endpoint.zone.as_deref().map(&mut shared),
                 zone_hints: zones.iter().map(|zone| shared(&zone.name)).collect(),
                 node_hints: nodes.iter().map(|node| shared(&node.name)).collect(),
             });

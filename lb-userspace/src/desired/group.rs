@@ -27,6 +27,7 @@ pub fn service(
         let grouped = GroupFrontend {
             frontend: *frontend,
             owns_address: !facts.is_host_address(frontend.address),
+            rules: None,
         };
         groups
             .entry(key(asked, frontend))
@@ -56,6 +57,7 @@ pub fn service(
                     Mode::L2 | Mode::Local | Mode::Pass => None,
                 },
                 path,
+                origin: None,
             }
         })
         .collect();
@@ -73,6 +75,7 @@ pub fn service(
                 drop: false,
             })
             .collect(),
+        left_out: Vec::new(),
     }
 }
 

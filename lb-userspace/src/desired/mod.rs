@@ -26,6 +26,7 @@ use crate::{
     net::{Facts, Path},
 };
 
+use self::kubernetes::{FrontendRules, LeftOut, Origin};
 pub use check::{check, shared_nat_address, uses_nat};
 pub use group::service;
 pub use settings::settings;
@@ -48,6 +49,8 @@ pub struct Service {
     /// Its frontends, those with the same eligible backends together; in a stable order. None where all of them have an
     /// address that is the host's now.
     pub groups: Vec<Group>,
+    /// Of the cluster: frontends that it does not get.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// Frontends that share backends, and so a slot table.
@@ -85,6 +88,8 @@ pub struct GroupFrontend {
     pub frontend: Frontend,
     /// The whole address is ours: its unknown ports are rejected. False for an address of this host.
     pub owns_address: bool,
+    /// Of the cluster.
+    pub rules: Option<FrontendRules>,
 }
 
 /// A backend as one group sees it.
@@ -106,6 +111,8 @@ pub struct Backend {
     pub source: Option<IpAddr>,
     /// None: nothing leads there, or the stack knows the way (`local`, `pass`).
     pub path: Option<Path>,
+    /// Of the cluster.
+    pub origin: Option<Origin>,
 }
 
 impl Backend {

@@ -1,6 +1,6 @@
 //! Pure: the agent's state and two readings of the counters become what the API says.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use lb_common::abi::Reason;
 
@@ -8,7 +8,10 @@ use super::{
     rates::{Pair, Sample},
     view,
 };
-use crate::state::{Backend, BackendState, Frontend, Service, State};
+use crate::{
+    desired::kubernetes::Origin,
+    state::{Backend, BackendState, Frontend, Service, State},
+};
 
 /// Ids of frontends and of backends are below these.
 pub(super) fn id_bounds(state: &State) -> (u32, u32) {
@@ -143,10 +146,15 @@ pub(super) fn backends<'a>(
         backends.sort_by_key(|backend| backend.ordinal);
         rows.extend(backends.into_iter().map(|backend| {
             let count = pair.now.backend(backend.id);
+            let place = |of: fn(&Origin) -> Option<&Arc<str>>| {
+                let name = backend.origin.as_ref().and_then(of);
+                name.map(ToString::to_string)
+            };
             view::Backend {
                 service: service.name.clone(),
                 backend: backend.address,
-                node: None,
+                node: place(|origin| origin.node.as_ref()),
+                zone: place(|origin| origin.zone.as_ref()),
                 path: backend.path.clone(),
                 ordinal: backend.ordinal,
                 weight: backend.weight,
@@ -167,7 +175,7 @@ pub(super) fn backends<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Protocol;
+    use crate::{desired::kubernetes::Rule, state::Protocol};
 
     /// Two pods behind an IPv4 and an IPv6 VIP, each with TCP and UDP on one number.
     fn dual_stack() -> Service {
@@ -200,6 +208,7 @@ mod tests {
                 protocol,
                 id: at + 1,
                 service: at,
+                rules: None,
             });
             for (ordinal, pod) in (0..).zip(pods) {
                 backends.push(Backend {
@@ -214,6 +223,12 @@ mod tests {
                     slots: 1,
                     table: 1,
                     path: None,
+                    origin: Some(Origin {
+                        node: Some("n1".into()),
+                        zone: None,
+                        chosen: Rule::ReadyInCluster,
+                        placed: Rule::OnThisNode,
+                    }),
                 });
             }
         }
@@ -224,6 +239,7 @@ mod tests {
             source_ranges: vec![],
             frontends,
             backends,
+            left_out: vec![],
         }
     }
 
@@ -239,6 +255,16 @@ mod tests {
         for row in rows {
             let counts = (row.ready, row.drain, row.down);
             assert_eq!(counts, (1, 1, 0), "{}", row.frontend);
+        }
+    }
+
+    #[test]
+    fn a_backend_says_where_it_runs() {
+        let service = dual_stack();
+        let rows = backends([&service], &Pair::of(Sample::of(vec![], vec![], vec![])), 0);
+        assert_eq!(rows.len(), 8);
+        for row in rows {
+            assert_eq!((row.node.as_deref(), row.zone), (Some("n1"), None));
         }
     }
 

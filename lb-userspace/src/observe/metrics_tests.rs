@@ -9,6 +9,7 @@ fn service() -> Service {
         protocol: Protocol::Tcp,
         id,
         service: 1,
+        rules: None,
     };
     Service {
         name: "default/web".into(),
@@ -31,7 +32,9 @@ fn service() -> Service {
             slots: 64,
             table: 64,
             path: None,
+            origin: None,
         }],
+        left_out: vec![],
     }
 }
 

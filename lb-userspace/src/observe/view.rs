@@ -112,6 +112,9 @@ pub struct Backend {
     pub backend: SocketAddr,
     /// Node it runs on, where there are nodes.
     pub node: Option<String>,
+    /// That node's zone, as the endpoint has it.
+    #[serde(default)]
+    pub zone: Option<String>,
     /// How packets get there.
     pub path: Option<BackendPath>,
     pub ordinal: u16,

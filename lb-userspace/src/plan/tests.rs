@@ -40,6 +40,7 @@ fn frontend(last: u8, port: u16) -> GroupFrontend {
             protocol: Protocol::Tcp,
         },
         owns_address: true,
+        rules: None,
     }
 }
 
@@ -73,6 +74,7 @@ fn backend(last: u8) -> desired::Backend {
         down: false,
         source: Some(IpAddr::from([192, 0, 2, 1])),
         path: Some(path(Some(1))),
+        origin: None,
     }
 }
 
@@ -88,6 +90,7 @@ fn service(frontends: &[GroupFrontend], backends: Vec<desired::Backend>) -> Serv
             source_ranges: None,
             drop: false,
         }],
+        left_out: Vec::new(),
     }
 }
 

@@ -148,6 +148,7 @@ mod tests {
                 protocol: *protocol,
             },
             owns_address: true,
+            rules: None,
         });
         let backends = backends.iter().map(|(last, mode)| Backend {
             socket: target(*last),
@@ -159,6 +160,7 @@ mod tests {
             down: false,
             source: None,
             path: None,
+            origin: None,
         });
         Service {
             mode: Mode::Local,
@@ -171,6 +173,7 @@ mod tests {
                 source_ranges: None,
                 drop: false,
             }],
+            left_out: Vec::new(),
         }
     }
 

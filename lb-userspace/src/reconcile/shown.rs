@@ -10,12 +10,12 @@ use lb_common::abi::Mode;
 
 use super::Engine;
 use crate::{
-    config::{Protocol, ServiceName},
+    config::{self, ServiceName},
     dataplane::Dataplane,
-    desired,
+    desired::{self, kubernetes},
     net::{Facts, Path},
     plan::{PlacedBackend, PlacedGroup},
-    state::{Backend, BackendPath, BackendState, Frontend, MapUse, Service},
+    state::{Backend, BackendPath, BackendState, Frontend, LeftOut, MapUse, Protocol, Service},
 };
 
 impl<D: Dataplane> Engine<D> {
@@ -25,15 +25,6 @@ impl<D: Dataplane> Engine<D> {
         let mut frontends = Vec::new();
         let mut backends: Vec<Backend> = Vec::new();
         for placed in self.planner().placed(name) {
-            frontends.extend(placed.frontends.iter().map(|(frontend, id)| Frontend {
-                address: (frontend.address, frontend.port).into(),
-                protocol: match frontend.protocol {
-                    Protocol::Tcp => crate::state::Protocol::Tcp,
-                    Protocol::Udp => crate::state::Protocol::Udp,
-                },
-                id: *id,
-                service: placed.service,
-            }));
             let first = placed.frontends.first().map(|(frontend, _)| *frontend);
             let group = desired.groups.iter().find(|group| {
                 let one = group.frontends.first().map(|one| one.frontend);
@@ -43,6 +34,18 @@ impl<D: Dataplane> Engine<D> {
                         .iter()
                         .any(|one| Some(one.frontend) == first)
             });
+            frontends.extend(placed.frontends.iter().map(|(frontend, id)| {
+                let mut wanted = group.into_iter().flat_map(|group| &group.frontends);
+                Frontend {
+                    address: (frontend.address, frontend.port).into(),
+                    protocol: protocol(frontend.protocol),
+                    id: *id,
+                    service: placed.service,
+                    rules: wanted
+                        .find(|one| one.frontend == *frontend)
+                        .and_then(|one| one.rules),
+                }
+            }));
             let Some(group) = group else { continue };
             let known: HashMap<(IpAddr, u16), &PlacedBackend> = placed
                 .backends
@@ -66,6 +69,7 @@ impl<D: Dataplane> Engine<D> {
             },
             frontends,
             backends,
+            left_out: desired.left_out.iter().map(left_out).collect(),
         })
     }
 
@@ -111,7 +115,23 @@ impl<D: Dataplane> Engine<D> {
                 .path
                 .as_ref()
                 .map(|path| shown_path(path, self.facts())),
+            origin: backend.origin.clone(),
         }
+    }
+}
+
+const fn protocol(protocol: config::Protocol) -> Protocol {
+    match protocol {
+        config::Protocol::Tcp => Protocol::Tcp,
+        config::Protocol::Udp => Protocol::Udp,
+    }
+}
+
+fn left_out(one: &kubernetes::LeftOut) -> LeftOut {
+    LeftOut {
+        address: (one.frontend.address, one.frontend.port).into(),
+        protocol: protocol(one.frontend.protocol),
+        rule: one.rule,
     }
 }
 

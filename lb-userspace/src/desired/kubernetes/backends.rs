@@ -21,8 +21,11 @@ pub(super) struct Candidate<'a> {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
+    /// `nodeName` (A3.12).
+    pub node: Option<&'a Arc<str>>,
     /// On this node, by `nodeName` alone (A3.13).
     pub local: bool,
+    pub zone: Option<&'a Arc<str>>,
     pub zone_hints: &'a [Arc<str>],
     pub node_hints: &'a [Arc<str>],
 }
@@ -130,7 +133,9 @@ fn candidate<'a>(endpoint: &'a Endpoint, address: IpAddr, port: u16, node: &str)
         ready: endpoint.ready.unwrap_or(true),
         serving: endpoint.serving.unwrap_or(true),
         terminating: endpoint.terminating.unwrap_or(false),
+        node: endpoint.node.as_ref(),
         local: endpoint.node.as_deref() == Some(node),
+        zone: endpoint.zone.as_ref(),
         zone_hints: &endpoint.zone_hints,
         node_hints: &endpoint.node_hints,
     }
@@ -139,11 +144,21 @@ fn candidate<'a>(endpoint: &'a Endpoint, address: IpAddr, port: u16, node: &str)
 /// Two copies, as while an endpoint moves from slice to slice (A3.6): the readier one, on this node if either says so.
 fn merged<'a>(known: &Candidate<'a>, new: Candidate<'a>) -> Candidate<'a> {
     let rank = |one: &Candidate<'_>| (one.ready, one.serving, !one.terminating, one.local);
-    let local = known.local || new.local;
+    let place = if new.local || known.node.is_none() {
+        &new
+    } else {
+        known
+    };
+    let (local, node, zone) = (place.local, place.node, place.zone);
     let better = if rank(&new) > rank(known) {
         new
     } else {
         known.clone()
     };
-    Candidate { local, ..better }
+    Candidate {
+        node,
+        local,
+        zone,
+        ..better
+    }
 }

@@ -14,7 +14,8 @@ use super::{
     frontends::{Asked, Class, frontends},
     health::{self, HealthCheck},
     objects::Known,
-    ranges::{source_ranges, tell_of_closed_family},
+    ranges::source_ranges,
+    rule::{FrontendRules, LeftOut, Origin, Rule},
     selection::{Client, Outcome, Policies, Set, outcome, select, set},
     skip::{Reason, Skip, Skips},
     topology::Place,
@@ -44,8 +45,16 @@ impl Objects {
         if known.asked.is_empty() {
             return (None, skips.into_found());
         }
-        let mut held = known.asked.clone();
-        held.retain(|asked| self.holds(known, asked, host, &mut skips));
+        let (mut held, mut left_out) = (Vec::new(), Vec::new());
+        for asked in &known.asked {
+            match self.holds(known, asked, host, &mut skips) {
+                Ok(()) => held.push(asked),
+                Err(rule) => left_out.push(LeftOut {
+                    frontend: asked.frontend,
+                    rule,
+                }),
+            }
+        }
         let ranges = source_ranges(&known.fact, &mut skips);
         if let Some(ranges) = &ranges {
             let families: BTreeSet<bool> = held
@@ -53,37 +62,49 @@ impl Objects {
                 .filter(|asked| self.is_restricted(asked.class))
                 .map(|asked| asked.frontend.address.is_ipv4())
                 .collect();
-            tell_of_closed_family(ranges, families, &mut skips);
+            ranges.tell_of_closed_family(families, &mut skips);
         }
-        let mut groups: BTreeMap<GroupKey, (usize, Vec<GroupFrontend>)> = BTreeMap::new();
-        for asked in &held {
-            let owns_address = asked.class.is_vip()
-                && !self.is_node_address(asked.frontend.address)
-                && !host.is_host_address(asked.frontend.address);
+        let mut groups: BTreeMap<GroupKey, Vec<&Asked>> = BTreeMap::new();
+        for asked in held {
             let restricted = ranges.is_some() && self.is_restricted(asked.class);
             let key = self.key(known, asked, restricted);
-            let (_, frontends) = groups
-                .entry(key)
-                .or_insert_with(|| (asked.port, Vec::new()));
-            frontends.push(GroupFrontend {
-                frontend: asked.frontend,
-                owns_address,
-            });
+            groups.entry(key).or_default().push(asked);
         }
         let mut joined = HashMap::new();
-        let groups = groups.into_iter().map(|(key, (port, mut frontends))| {
-            frontends.sort_unstable();
-            let v4 = key.v4.unwrap_or_default();
+        let groups = groups.into_iter().map(|(key, mut asked)| {
+            asked.sort_unstable();
+            let (port, v4) = (asked[0].port, key.v4.unwrap_or_default());
             let endpoints = joined.entry((port, v4)).or_insert_with(|| {
                 self.candidates(name, &known.fact.ports[port], v4, host, &mut skips)
             });
-            let (backends, drop) = self.backends(endpoints, key, host);
+            let (backends, outcome) = self.backends(endpoints, key, host);
+            let clients = match &ranges {
+                None => Rule::NoRanges,
+                Some(_) if !key.restricted => Rule::RangesOfVipsOnly,
+                Some(ranges) => ranges.rule(v4),
+            };
+            let frontend = |asked: &Asked| {
+                let owns_address = asked.class.is_vip() && !self.is_nodes(asked, host);
+                GroupFrontend {
+                    frontend: asked.frontend,
+                    owns_address,
+                    rules: Some(FrontendRules {
+                        asked: asked.class.rule(),
+                        clients,
+                        unserved: outcome.rule(),
+                        others: owns_address.then_some(Rule::WholeAddress),
+                    }),
+                }
+            };
             Group {
                 key,
-                frontends,
+                frontends: asked.into_iter().map(frontend).collect(),
                 backends,
-                source_ranges: ranges.clone().filter(|_| key.restricted),
-                drop,
+                source_ranges: ranges
+                    .as_ref()
+                    .filter(|_| key.restricted)
+                    .map(|ranges| ranges.nets.clone()),
+                drop: outcome == Outcome::Drop,
             }
         });
         let service = Service {
@@ -92,6 +113,7 @@ impl Objects {
             affinity: affinity(&known.fact),
             algorithm: Algorithm::default(),
             groups: groups.collect(),
+            left_out,
         };
         (Some(service), skips.into_found())
     }
@@ -117,31 +139,37 @@ impl Objects {
         })
     }
 
-    /// Whether the Service has what it asks for.
-    fn holds(&self, known: &Known, asked: &Asked, host: &Facts, skips: &mut Skips) -> bool {
+    /// Whether the Service has what it asks for; if not, by which rule.
+    fn holds(
+        &self,
+        known: &Known,
+        asked: &Asked,
+        host: &Facts,
+        skips: &mut Skips,
+    ) -> Result<(), Rule> {
         let frontend = &asked.frontend;
         let address = frontend.address;
-        let nodes = self.is_node_address(address) || host.is_host_address(address);
+        let nodes = self.is_nodes(asked, host);
         if nodes && keeps_manageable(frontend.port) {
             skips.service(
                 Reason::NodeAddressRefused,
                 format!("{frontend}: this port of a node's address keeps the node manageable; use another address"),
             );
-            return false;
+            return Err(Rule::NodesPort);
         }
         if nodes && asked.class != Class::NodePort && !self.options.allow_node_addresses {
             skips.service(
                 Reason::NodeAddressRefused,
                 format!("{frontend}: {address} is an address of a node; use another, or set allowNodeAddresses: true"),
             );
-            return false;
+            return Err(Rule::NodesAddress);
         }
         if asked.class != Class::NodePort && self.options.nat_addresses.contains(&address) {
             skips.service(
                 Reason::NodeAddressRefused,
                 format!("{frontend}: {address} is one of nat.addresses; use another"),
             );
-            return false;
+            return Err(Rule::NatAddress);
         }
         match self.claims.holder(frontend) {
             Some(holder) if *holder != known.claimant => {
@@ -149,10 +177,16 @@ impl Objects {
                     Reason::FrontendConflict,
                     format!("{frontend} is that of Service {}, which is older; use another port or address", holder.service),
                 );
-                false
+                Err(Rule::OlderHasIt)
             }
-            _ => true,
+            _ => Ok(()),
         }
+    }
+
+    /// Whether a frontend's address is a node's, or this host's.
+    fn is_nodes(&self, asked: &Asked, host: &Facts) -> bool {
+        let address = asked.frontend.address;
+        self.is_node_address(address) || host.is_host_address(address)
     }
 
     /// Whether source ranges hold for a frontend of this class.
@@ -204,13 +238,13 @@ impl Objects {
         candidates(slices, wanted, is_vip, skips)
     }
 
-    /// The backends of a group, and whether its packets are dropped for want of them (A6.2).
+    /// The backends of a group, and what becomes of its packets.
     fn backends(
         &self,
         endpoints: &[Candidate<'_>],
         key: GroupKey,
         host: &Facts,
-    ) -> (Vec<Backend>, bool) {
+    ) -> (Vec<Backend>, Outcome) {
         let place = Place {
             node: &self.options.node,
             zone: self.own_node().and_then(|node| node.zone.as_deref()),
@@ -218,24 +252,31 @@ impl Objects {
         let hints = key.hints.then_some(place);
         let set = if key.local { Set::Local } else { Set::Cluster };
         let selected = select(endpoints, set, hints);
-        let anywhere = select(endpoints, Set::Cluster, None).len();
-        let drop = outcome(selected.len(), anywhere) == Outcome::Drop;
+        let anywhere = select(endpoints, Set::Cluster, None).indexes.len();
+        let outcome = outcome(selected.indexes.len(), anywhere);
         let backends = endpoints.iter().enumerate().filter_map(|(at, endpoint)| {
-            let backend = self.backend(endpoint, selected.binary_search(&at).is_ok(), host);
+            let chosen = selected.rule_of(at, endpoint);
+            let backend = self.backend(endpoint, selected.has(at), chosen, host);
             // What passes has its flows with kube-proxy. Of UDP flows we know who serves them: they stay with it (A7.1).
             let passed = backend.mode == Mode::Pass && backend.drain;
             let forgotten = passed && (key.protocol != Some(Protocol::Udp) || backend.down);
             (!forgotten).then_some(backend)
         });
-        (backends.collect(), drop)
+        (backends.collect(), outcome)
     }
 
-    fn backend(&self, endpoint: &Candidate<'_>, selected: bool, host: &Facts) -> Backend {
+    fn backend(
+        &self,
+        endpoint: &Candidate<'_>,
+        selected: bool,
+        chosen: Rule,
+        host: &Facts,
+    ) -> Backend {
         let address = endpoint.address;
-        let mode = if endpoint.local {
-            Mode::Local
-        } else {
-            self.elsewhere(address.is_ipv4())
+        let (mode, placed) = match endpoint.node {
+            _ if endpoint.local => (Mode::Local, Rule::OnThisNode),
+            Some(_) => (self.elsewhere(address.is_ipv4()), Rule::OnAnotherNode),
+            None => (self.elsewhere(address.is_ipv4()), Rule::OnNoNode),
         };
         let path = (mode == Mode::Nat)
             .then(|| path::resolve(host, address))
@@ -254,6 +295,12 @@ impl Objects {
             down: !selected && !endpoint.serving,
             source,
             path,
+            origin: Some(Origin {
+                node: endpoint.node.cloned(),
+                zone: endpoint.zone.cloned(),
+                chosen,
+                placed,
+            }),
         }
     }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     Options,
+    rule::Rule,
     skip::{Reason, Skips},
 };
 use crate::{
@@ -24,6 +25,15 @@ impl Class {
     /// For clients outside the cluster by its nature.
     pub(super) const fn is_external(self) -> bool {
         !matches!(self, Self::ClusterIp)
+    }
+
+    pub(super) const fn rule(self) -> Rule {
+        match self {
+            Self::LoadBalancer => Rule::InStatus,
+            Self::ExternalIp => Rule::InExternalIps,
+            Self::ClusterIp => Rule::OfClusterIp,
+            Self::NodePort => Rule::OfNodePort,
+        }
     }
 
     /// The whole address is a VIP.

@@ -12,6 +12,7 @@ mod health;
 mod objects;
 mod options;
 mod ranges;
+mod rule;
 mod selection;
 mod skip;
 #[cfg(test)]
@@ -22,4 +23,5 @@ mod which;
 pub use health::{HealthCheck, HealthChecks};
 pub use objects::Objects;
 pub use options::Options;
+pub use rule::{FrontendRules, LeftOut, Origin, Rule};
 pub use skip::{Reason, Skip};

@@ -3,6 +3,7 @@
 use super::{
     backends::Candidate,
     frontends::Class,
+    rule::Rule,
     topology::{Place, Topology, is_for, topology},
 };
 
@@ -45,6 +46,16 @@ pub(super) enum Outcome {
     Drop,
 }
 
+impl Outcome {
+    pub(super) const fn rule(self) -> Option<Rule> {
+        match self {
+            Self::Forward => None,
+            Self::Reject => Some(Rule::NoneAnywhere),
+            Self::Drop => Some(Rule::NoneHere),
+        }
+    }
+}
+
 /// A4.5 to A4.7.
 pub(super) const fn set(client: Client, class: Class, policies: Policies) -> Set {
     let local = match class {
@@ -58,12 +69,39 @@ pub(super) const fn set(client: Client, class: Class, policies: Policies) -> Set
     if local { Set::Local } else { Set::Cluster }
 }
 
-/// Indexes of the endpoints in a set, in their order. `hints`: where this node is, if hints are to be followed.
-pub(super) fn select(
-    endpoints: &[Candidate<'_>],
+/// The endpoints that get new flows.
+#[derive(Debug)]
+pub(super) struct Selection {
+    /// In their order.
+    pub indexes: Vec<usize>,
+    /// Why these.
+    pub rule: Rule,
     set: Set,
-    hints: Option<Place<'_>>,
-) -> Vec<usize> {
+}
+
+impl Selection {
+    /// Why an endpoint gets new flows, or none.
+    pub(super) fn rule_of(&self, at: usize, endpoint: &Candidate<'_>) -> Rule {
+        if self.has(at) {
+            self.rule
+        } else if self.set == Set::Local && !endpoint.local {
+            Rule::NotHere
+        } else if endpoint.ready {
+            Rule::ForOthers
+        } else if endpoint.terminating {
+            Rule::Terminating
+        } else {
+            Rule::NotReady
+        }
+    }
+
+    pub(super) fn has(&self, at: usize) -> bool {
+        self.indexes.binary_search(&at).is_ok()
+    }
+}
+
+/// Selects from the endpoints of a port. `hints`: where this node is, if hints are to be followed.
+pub(super) fn select(endpoints: &[Candidate<'_>], set: Set, hints: Option<Place<'_>>) -> Selection {
     let indexes = |good: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<usize> {
         let all = endpoints.iter().enumerate();
         all.filter(|(_, one)| good(one)).map(|(at, _)| at).collect()
@@ -84,10 +122,23 @@ pub(super) fn select(
         ),
     };
     let ready = indexes(&|one| one.ready && in_set(one) && is_for(one, topology, place));
-    if !ready.is_empty() {
-        return ready;
-    }
-    indexes(&|one| one.serving && one.terminating && in_set(one))
+    let (indexes, rule) = if ready.is_empty() {
+        let serving = indexes(&|one| one.serving && one.terminating && in_set(one));
+        let rule = match set {
+            Set::Cluster => Rule::ServingInCluster,
+            Set::Local => Rule::ServingHere,
+        };
+        (serving, rule)
+    } else {
+        let rule = match (set, topology) {
+            (Set::Local, _) => Rule::ReadyHere,
+            (Set::Cluster, Topology::All) => Rule::ReadyInCluster,
+            (Set::Cluster, Topology::SameNode) => Rule::ReadyForNode,
+            (Set::Cluster, Topology::SameZone) => Rule::ReadyForZone,
+        };
+        (ready, rule)
+    };
+    Selection { indexes, rule, set }
 }
 
 /// What becomes of a packet, given how many the frontend's set and the whole cluster have.

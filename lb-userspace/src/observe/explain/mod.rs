@@ -5,6 +5,8 @@ pub(crate) mod frame;
 mod live;
 mod overlay;
 mod route;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::{fmt, io, path::Path, sync::Arc};
@@ -107,7 +109,11 @@ impl Explainer {
             Verdict::Redirect { ifindex } => self.live.sends_on(ifindex)?,
             _ => true,
         };
-        Ok(words::explanation(&decision, sendable, state, facts))
+        let to = match &question.packet {
+            view::Packet::Ends(ends) => Some((ends.to, ends.protocol)),
+            view::Packet::Frame(_) => None,
+        };
+        Ok(words::explanation(&decision, to, sendable, state, facts))
     }
 }
 

@@ -9,35 +9,44 @@ use lb_common::{
 
 use super::Decision;
 use crate::{
+    desired::kubernetes::{FrontendRules, Rule},
     net::Facts,
     observe::view::{self, Explanation, Outcome},
-    state::{Backend, BackendState, Frontend, Service, State},
+    state::{Backend, BackendState, Frontend, Protocol, Service, State},
 };
 
-/// `sendable`: a redirect's device takes packets from XDP.
+/// `to`: where the packet was to go, if the question said so in words. `sendable`: a redirect's device takes packets from
+/// XDP.
 pub(super) fn explanation(
     decision: &Decision,
+    to: Option<(SocketAddr, Protocol)>,
     sendable: bool,
     state: &State,
     facts: &Facts,
 ) -> Explanation {
     let names = Names { state, facts };
-    let mut steps = Vec::new();
-    let (mut service, mut backend) = (None, None);
+    let mut steps = names.left_out(to);
+    let (mut met, mut backend) = (None, None);
     for (at, step) in decision.steps.iter().enumerate() {
         match *step {
-            Step::Frontend { id, .. } => {
-                service = names.frontend(id).map(|(service, _)| service.name.clone());
-            }
+            Step::Frontend { id, .. } => met = names.frontend(id),
             Step::Backend { id, .. } => {
                 backend = names.backend(id).map(|backend| backend.address);
             }
             _ => {}
         }
+        let rules = met.and_then(|(_, frontend)| frontend.rules);
         let restricted = matches!(decision.steps.get(at + 1), Some(Step::Source { .. }));
         let open = matches!(step, Step::Frontend { .. }) && !restricted;
-        let allowed = open.then(|| row("source", "allowed", "no ranges"));
-        for row in names.rows(*step).into_iter().chain(allowed) {
+        let allowed = open.then(|| {
+            let why = rules.map(|rules| rules.clients.to_string());
+            row(
+                "source",
+                "allowed",
+                why.unwrap_or_else(|| "no ranges".to_owned()),
+            )
+        });
+        for row in names.rows(*step, rules).into_iter().chain(allowed) {
             // What was decided in the driver is decided again on the way through tc.
             if !steps.contains(&row) {
                 steps.push(row);
@@ -48,13 +57,14 @@ pub(super) fn explanation(
         Step::End(reason) => Some(*reason),
         _ => None,
     });
-    let (outcome, verdict, why) = names.verdict(decision, reason, sendable);
+    let rule = reason.and_then(|reason| names.rule(reason, met, to));
+    let (outcome, verdict, why) = names.verdict(decision, reason, rule, sendable);
     steps.push(row("VERDICT", verdict, why));
     let leaves = !matches!(outcome, Outcome::Dropped);
     Explanation {
         steps,
         outcome,
-        service,
+        service: met.map(|(service, _)| service.name.clone()),
         backend,
         frame: leaves.then(|| hex(&decision.frame)),
     }
@@ -110,19 +120,62 @@ impl Names<'_> {
         }
     }
 
-    fn rows(&self, step: Step) -> Vec<view::Step> {
+    /// Services that ask for a frontend and do not get it.
+    fn left_out(&self, to: Option<(SocketAddr, Protocol)>) -> Vec<view::Step> {
+        let services = self.state.services.values();
+        let left_out = services.flat_map(|service| {
+            let of = service.left_out.iter();
+            let meant = of.filter(|one| Some((one.address, one.protocol)) == to);
+            meant.map(|one| row("left out", &service.name, one.rule.to_string()))
+        });
+        left_out.collect()
+    }
+
+    /// The rule by which a packet ended, where the contract has one.
+    fn rule(
+        &self,
+        reason: Reason,
+        met: Option<(&Service, &Frontend)>,
+        to: Option<(SocketAddr, Protocol)>,
+    ) -> Option<Rule> {
+        let rules = met.and_then(|(_, frontend)| frontend.rules);
+        match reason {
+            Reason::NoBackend | Reason::NoLocalBackend => rules?.unserved,
+            Reason::SourceDenied => Some(rules?.clients),
+            Reason::UnknownPort => {
+                let (to, _) = to?;
+                let services = self.state.services.values();
+                let mut frontends = services.flat_map(|service| &service.frontends);
+                let other = frontends.find(|frontend| frontend.address.ip() == to.ip())?;
+                other.rules?.others
+            }
+            _ => None,
+        }
+    }
+
+    fn rows(&self, step: Step, rules: Option<FrontendRules>) -> Vec<view::Step> {
         match step {
-            Step::Frontend { id, .. } => vec![match self.frontend(id) {
-                Some((service, frontend)) => {
+            Step::Frontend { id, .. } => vec![match (self.frontend(id), rules) {
+                (Some((service, _)), Some(rules)) => {
+                    row("frontend", &service.name, rules.asked.to_string())
+                }
+                (Some((service, frontend)), None) => {
                     row("frontend", &service.name, view::frontend(frontend))
                 }
-                None => row("frontend", format!("id {id}"), "the agent does not know it"),
+                (None, _) => row("frontend", format!("id {id}"), "the agent does not know it"),
             }],
-            Step::Source { allowed: true } => {
-                vec![row("source", "allowed", "in sourceRanges")]
-            }
-            Step::Source { allowed: false } => {
-                vec![row("source", "denied", "not in sourceRanges")]
+            Step::Source { allowed } => {
+                let (result, plain) = if allowed {
+                    ("allowed", "in sourceRanges")
+                } else {
+                    ("denied", "not in sourceRanges")
+                };
+                let why = rules.map(|rules| rules.clients.to_string());
+                vec![row(
+                    "source",
+                    result,
+                    why.unwrap_or_else(|| plain.to_owned()),
+                )]
             }
             Step::Flow { known: true } => vec![row("flow", "hit", "known flow")],
             Step::Flow { known: false } => vec![row("flow", "miss", "new flow")],
@@ -208,8 +261,16 @@ impl Names<'_> {
     }
 
     fn backend_rows(&self, id: u32, mode: u8) -> Vec<view::Step> {
-        let backend = match self.backend(id) {
-            Some(backend) => row(
+        let known = self.backend(id);
+        let origin = known.and_then(|backend| backend.origin.as_ref());
+        let backend = match (known, origin) {
+            (Some(backend), Some(origin)) => {
+                let node = origin.node.as_ref();
+                let on = node.map(|node| format!(" on {node}")).unwrap_or_default();
+                let result = format!("{}{on}", backend.address);
+                row("backend", result, origin.chosen.to_string())
+            }
+            (Some(backend), None) => row(
                 "backend",
                 backend.address.to_string(),
                 match backend.state {
@@ -218,19 +279,20 @@ impl Names<'_> {
                     BackendState::Down => "down; this flow stays",
                 },
             ),
-            None => row("backend", format!("id {id}"), "the agent does not know it"),
+            (None, _) => row("backend", format!("id {id}"), "the agent does not know it"),
         };
         let (mode, why) = match mode {
             mode if mode == Mode::Nat as u8 => (Mode::Nat.name(), "replies come back here"),
             mode if mode == Mode::Ipip as u8 => (Mode::Ipip.name(), "replies go direct"),
             mode if mode == Mode::L2 as u8 => (Mode::L2.name(), "replies go direct"),
-            mode if mode == Mode::Local as u8 => (
-                Mode::Local.name(),
-                "on this node; replies get the VIP on their way out",
-            ),
+            mode if mode == Mode::Local as u8 => {
+                (Mode::Local.name(), "replies get the VIP on their way out")
+            }
             mode if mode == Mode::Pass as u8 => (Mode::Pass.name(), "kube-proxy serves it"),
             _ => ("?", "not a mode of this version"),
         };
+        let placed = origin.map(|origin| format!("{}: ", origin.placed));
+        let why = format!("{}{why}", placed.unwrap_or_default());
         vec![backend, row("mode", mode, why)]
     }
 
@@ -238,10 +300,14 @@ impl Names<'_> {
         &self,
         decision: &Decision,
         reason: Option<Reason>,
+        rule: Option<Rule>,
         sendable: bool,
     ) -> (Outcome, String, String) {
         let unchanged = "nothing changed".to_owned();
-        let because = |reason: Reason| format!("{}: {}", reason.name(), why(reason));
+        let because = |reason: Reason| match rule {
+            Some(rule) => format!("{}: {rule}", reason.name()),
+            None => format!("{}: {}", reason.name(), why(reason)),
+        };
         let ingress = decision.ingress;
         match decision.verdict {
             Verdict::NotOurs if self.state.bypass => {

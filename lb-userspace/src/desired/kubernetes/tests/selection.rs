@@ -222,13 +222,15 @@ fn met(state: &str, set: Set) -> &'static str {
             ready: one.ready.unwrap_or(true),
             serving: one.serving.unwrap_or(true),
             terminating: one.terminating.unwrap_or(false),
+            node: one.node.as_ref(),
             local: one.node.as_deref() == Some("n1"),
+            zone: None,
             zone_hints: &[],
             node_hints: &[],
         })
         .collect();
-    let selected = select(&candidates, set, None);
-    let anywhere = select(&candidates, Set::Cluster, None).len();
+    let selected = select(&candidates, set, None).indexes;
+    let anywhere = select(&candidates, Set::Cluster, None).indexes.len();
     match outcome(selected.len(), anywhere) {
         Outcome::Reject => "reject",
         Outcome::Drop => "drop",
@@ -318,4 +320,51 @@ fn without_any_endpoint_it_rejects_and_without_a_local_one_it_drops() {
     assert!(!drops(vec![conditions(there, false, false, true)]));
     assert!(!drops(vec![]));
     assert!(!drops(vec![endpoint("10.1.0.1", "n1")]));
+}
+
+/// Rules by which the endpoints behind [`vip`] are taken or not, by address.
+fn chosen(world: &World) -> Vec<String> {
+    let group = world.group("web", &vip());
+    let told = group.backends.iter().map(|backend| {
+        let origin = backend.origin.as_ref().unwrap();
+        let node = origin.node.as_deref().unwrap_or("-");
+        format!("{} {node} {}", backend.address, origin.chosen)
+    });
+    told.collect()
+}
+
+/// A4.1, A4.2, A4.4
+#[test]
+fn every_endpoint_carries_the_rule_by_which_it_gets_new_flows_or_none() {
+    // What is elsewhere keeps its flows here, too.
+    let options = || Options {
+        nat_addresses: vec![ip("192.0.2.9")],
+        ..options()
+    };
+    let (here, there) = (endpoint("10.1.0.1", "n1"), endpoint("10.2.0.1", "n2"));
+    let unready = |one: &Endpoint| conditions(one.clone(), false, false, false);
+    let world = World::with(options(), local_policy(), vec![here.clone(), there.clone()]);
+    assert_eq!(
+        chosen(&world),
+        [
+            "10.1.0.1 n1 ready, local set [A4.2]",
+            "10.2.0.1 n2 not in the local set; its flows stay [A4.2]",
+        ]
+    );
+    let world = World::with(options(), web(), vec![leaving(here.clone()), there.clone()]);
+    assert_eq!(
+        chosen(&world),
+        [
+            "10.1.0.1 n1 terminates; its flows stay [A4.4]",
+            "10.2.0.1 n2 ready, cluster set [A4.1]",
+        ]
+    );
+    let world = World::with(options(), web(), vec![leaving(here), unready(&there)]);
+    assert_eq!(
+        chosen(&world),
+        [
+            "10.1.0.1 n1 none is ready: serves while it terminates [A4.1]",
+            "10.2.0.1 n2 not ready; its flows stay [A4.1]",
+        ]
+    );
 }

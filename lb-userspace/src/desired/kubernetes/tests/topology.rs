@@ -34,6 +34,32 @@ fn last_bytes(world: &World) -> Vec<u8> {
         .collect()
 }
 
+/// A5.2
+#[test]
+fn an_endpoint_says_which_hint_it_was_chosen_by() {
+    let chosen = |endpoints: &[Endpoint]| {
+        // What is for others keeps its flows here, too.
+        let options = Options {
+            nat_addresses: vec![ip("192.0.2.9")],
+            ..with_hints()
+        };
+        let world = World::with(options, web(), endpoints.to_vec());
+        let backends = world.group("web", &vip()).backends;
+        let rule = |backend: &desired::Backend| backend.origin.as_ref().unwrap().chosen;
+        backends.iter().map(rule).collect::<Vec<_>>()
+    };
+    let by_node = [
+        hinted("10.1.0.1", "n1", &[], &["n1"]),
+        hinted("10.1.0.2", "n2", &[], &["n2"]),
+    ];
+    assert_eq!(chosen(&by_node), [Rule::ReadyForNode, Rule::ForOthers]);
+    let by_zone = [
+        hinted("10.1.0.1", "n3", &["b"], &[]),
+        hinted("10.1.0.2", "n2", &["a"], &[]),
+    ];
+    assert_eq!(chosen(&by_zone), [Rule::ForOthers, Rule::ReadyForZone]);
+}
+
 /// A5.1, A5.2
 #[test]
 fn node_hints_go_before_zone_hints_and_both_need_one_for_here() {
