@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,8 @@ pub struct State {
     /// The cluster takes this node out of service.
     pub node_leaves: bool,
     pub apply: Apply,
+    /// Of the cluster: from the trigger of a change of endpoints to the maps (contract A13.1).
+    pub programming: Option<Durations>,
 }
 
 /// Why everything passes.
@@ -176,9 +179,36 @@ pub struct Apply {
     pub errors: u64,
     /// Of the last attempt, if it was not applied.
     pub error: Option<String>,
-    /// Upper bounds in microseconds (the last is unbounded) and how many applications took as long at most.
-    pub duration_us: Vec<(u64, u64)>,
-    pub duration_sum_us: u64,
+    /// From a change to the maps.
+    pub durations: Durations,
+}
+
+/// How long things took.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Durations {
+    /// Upper bounds in microseconds (the last is unbounded) and how many took as long at most.
+    pub counts_us: Vec<(u64, u64)>,
+    pub sum_us: u64,
+}
+
+impl Durations {
+    /// Counted by these bounds, and by one more that is none.
+    pub fn new(bounds_us: &[u64]) -> Self {
+        let bounds = bounds_us.iter().copied().chain([u64::MAX]);
+        Self {
+            counts_us: bounds.map(|bound| (bound, 0)).collect(),
+            sum_us: 0,
+        }
+    }
+
+    pub fn add(&mut self, took: Duration) {
+        let took = took.as_micros() as u64;
+        self.sum_us += took;
+        for (bound, count) in &mut self.counts_us {
+            *count += u64::from(took <= *bound);
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     dataplane::Asked,
-    state::{Attached, BackendState, SourceState, State},
+    state::{Attached, BackendState, Durations, SourceState, State},
 };
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -209,41 +209,19 @@ impl Scrape {
             "Plans that did not reach the maps",
             vec![(vec![], state.apply.errors)],
         )?;
-        self.durations(encoder)
-    }
-
-    fn durations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let apply = &self.state.apply;
-        let last = apply.duration_us.len().saturating_sub(1);
-        let mut below = 0;
-        let buckets: Vec<(f64, u64)> = apply
-            .duration_us
-            .iter()
-            .enumerate()
-            .map(|(at, &(bound, count))| {
-                let own = count - below;
-                below = count;
-                let bound = if at == last {
-                    f64::INFINITY
-                } else {
-                    bound as f64 / 1e6
-                };
-                (bound, own)
-            })
-            .collect();
-        encoder
-            .encode_descriptor(
-                "apply_duration_seconds",
-                "From a change to the maps",
-                None,
-                MetricType::Histogram,
-            )?
-            .encode_histogram(
-                apply.duration_sum_us as f64 / 1e6,
-                below,
-                &buckets,
-                None::<&std::collections::HashMap<usize, Exemplar<Labels, f64>>>,
-            )
+        let help = "From a change to the maps";
+        histogram(
+            encoder,
+            "apply_duration_seconds",
+            help,
+            &state.apply.durations,
+        )?;
+        let Some(programming) = &state.programming else {
+            return Ok(());
+        };
+        let help = "From the trigger of a change of endpoints to the maps";
+        let name = "network_programming_duration_seconds";
+        histogram(encoder, name, help, programming)
     }
 
     /// Frontends that differ in their address alone are summed.
@@ -401,6 +379,37 @@ fn counter(
         }
     }
     Ok(())
+}
+
+fn histogram(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    durations: &Durations,
+) -> fmt::Result {
+    let last = durations.counts_us.len().saturating_sub(1);
+    let mut below = 0;
+    let counts = durations.counts_us.iter().enumerate();
+    let buckets: Vec<(f64, u64)> = counts
+        .map(|(at, &(bound, count))| {
+            let own = count - below;
+            below = count;
+            let bound = if at == last {
+                f64::INFINITY
+            } else {
+                bound as f64 / 1e6
+            };
+            (bound, own)
+        })
+        .collect();
+    encoder
+        .encode_descriptor(name, help, None, MetricType::Histogram)?
+        .encode_histogram(
+            durations.sum_us as f64 / 1e6,
+            below,
+            &buckets,
+            None::<&std::collections::HashMap<usize, Exemplar<Labels, f64>>>,
+        )
 }
 
 fn gauge(

@@ -72,10 +72,16 @@ fn state() -> State {
         services: [("default/web".into(), Arc::new(service()))].into(),
         apply: Apply {
             errors: 2,
-            duration_us: vec![(1000, 4), (10_000, 6), (0, 7)],
-            duration_sum_us: 1_500_000,
+            durations: Durations {
+                counts_us: vec![(1000, 4), (10_000, 6), (u64::MAX, 7)],
+                sum_us: 1_500_000,
+            },
             ..Apply::default()
         },
+        programming: Some(Durations {
+            counts_us: vec![(250_000, 2), (u64::MAX, 3)],
+            sum_us: 2_200_000,
+        }),
         ..State::default()
     }
 }
@@ -139,6 +145,9 @@ fn the_exposition_has_the_documented_names() {
         r#"millrace_apply_duration_seconds_bucket{le="0.001"} 4"#,
         r#"millrace_apply_duration_seconds_bucket{le="0.01"} 6"#,
         r#"millrace_apply_duration_seconds_bucket{le="+Inf"} 7"#,
+        "millrace_network_programming_duration_seconds_sum 2.2",
+        r#"millrace_network_programming_duration_seconds_bucket{le="0.25"} 2"#,
+        r#"millrace_network_programming_duration_seconds_bucket{le="+Inf"} 3"#,
         r#"millrace_frontend_packets_total{namespace="default",service="web",port="443",protocol="tcp",family="ipv4"} 30"#,
         r#"millrace_frontend_bytes_total{namespace="default",service="web",port="443",protocol="tcp",family="ipv6"} 500"#,
         r#"millrace_frontend_new_flows_total{namespace="default",service="web",port="443",protocol="tcp",family="ipv4"} 2"#,
@@ -195,4 +204,21 @@ fn a_backend_behind_several_frontends_has_one_series() {
         .filter(|line| line.starts_with("millrace_backend_packets_total"));
     assert!(packets.next().unwrap().ends_with(" 13"), "{text}");
     assert_eq!(packets.next(), None);
+}
+
+#[test]
+fn every_metric_is_on_the_page_about_them() {
+    let page = include_str!("../../../docs/metrics.md");
+    let text = exposition(scrape()).unwrap();
+    let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let mut count = 0;
+    for line in names {
+        let name = line.split(' ').next().unwrap();
+        // Those of one row are told by their ends.
+        let (_, end) = name.rsplit_once('_').unwrap();
+        let told = page.contains(name) || page.contains(&format!("_{end}_total"));
+        assert!(told, "{name}");
+        count += 1;
+    }
+    assert!(count > 20, "{text}");
 }

@@ -104,6 +104,8 @@ pub enum FlushError {
 pub struct Flushed {
     pub ops: usize,
     pub services: Vec<ServiceName>,
+    /// When changes of endpoints that are in the maps now were triggered, in milliseconds since the Unix epoch.
+    pub triggers: Vec<i64>,
 }
 
 impl<D: Dataplane> Engine<D> {

@@ -13,7 +13,11 @@ mod report;
 mod shown;
 mod uplinks;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -208,7 +212,8 @@ impl<D: Dataplane> Reconciler<D> {
     /// Brings the maps after the facts; `begin` is when the first of the changes came.
     pub fn flush(&mut self, begin: Instant) -> Result<(), FlushError> {
         let flushed = self.engine.flush();
-        self.report.flushed(&flushed, begin.elapsed(), &self.engine);
+        self.report
+            .flushed(&flushed, begin.elapsed(), SystemTime::now(), &self.engine);
         self.tell_cluster();
         let (Ok(done) | Err(FlushError::Plan { flushed: done, .. })) = &flushed else {
             return flushed.map(|_| ());
@@ -217,7 +222,7 @@ impl<D: Dataplane> Reconciler<D> {
             self.replies
                 .follow(name, self.engine.desired(name).as_ref());
         }
-        let Flushed { ops, services } = flushed?;
+        let Flushed { ops, services, .. } = flushed?;
         if ops > 0 {
             let took = begin.elapsed();
             tracing::debug!(ops, services = services.len(), ?took, "applied");

@@ -14,9 +14,10 @@ use crate::{
     cluster::facts::{Change, Kind, ObjectKey},
     config::ServiceName,
     dataplane::Dataplane,
-    desired::kubernetes::{Objects, Reason},
+    desired::kubernetes::{Objects, Reason, since},
     state::{
-        Announcement, BackendState, Bypass, Skipped, SkippedCount, Source, SourceState, State,
+        Announcement, BackendState, Bypass, Durations, Skipped, SkippedCount, Source, SourceState,
+        State,
     },
 };
 
@@ -25,6 +26,21 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Upper bounds of the apply durations that are counted, in microseconds; one more has no bound.
 const BOUNDS_US: [u64; 9] = [
     100, 300, 1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000,
+];
+
+/// The same of a change's way through the cluster to the maps. Most triggers are told in whole seconds.
+const PROGRAMMING_US: [u64; 11] = [
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    30_000_000,
+    60_000_000,
+    300_000_000,
 ];
 
 /// The state, as far as it was published and further.
@@ -71,8 +87,6 @@ impl Report {
             error: None,
         };
         let kinds: &[Kind] = if about.cluster { &Kind::ALL } else { &[] };
-        let mut bounds: Vec<_> = BOUNDS_US.iter().map(|bound| (*bound, 0)).collect();
-        bounds.push((u64::MAX, 0));
         let state = State {
             node: about.node,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -85,9 +99,10 @@ impl Report {
                 .map(source)
                 .collect(),
             apply: crate::state::Apply {
-                duration_us: bounds,
+                durations: Durations::new(&BOUNDS_US),
                 ..crate::state::Apply::default()
             },
+            programming: about.cluster.then(|| Durations::new(&PROGRAMMING_US)),
             ..State::default()
         };
         let (sender, receiver) = watch::channel(Arc::new(state.clone()));
@@ -204,39 +219,37 @@ impl Report {
         }
     }
 
-    /// A flush ended, after `took` from the first change.
+    /// A flush ended at `now`, after `took` from the first change.
     pub fn flushed<D: Dataplane>(
         &mut self,
         result: &Result<Flushed, FlushError>,
         took: Duration,
+        now: SystemTime,
         engine: &Engine<D>,
     ) {
         let apply = &mut self.state.apply;
         match result {
-            Ok(flushed) => {
+            Ok(_) => {
                 apply.applied += 1;
                 apply.whole |= engine.objects().is_none_or(Objects::is_synced);
                 if !engine.has_unfit() {
                     apply.error = None;
                 }
-                let took = took.as_micros() as u64;
-                apply.duration_sum_us += took;
-                for (bound, count) in &mut apply.duration_us {
-                    *count += u64::from(took <= *bound);
-                }
-                let now = seconds();
-                for name in &flushed.services {
-                    self.service(name, engine, now);
-                }
+                apply.durations.add(took);
             }
             Err(error) => {
                 apply.errors += 1;
                 apply.error = Some(error.to_string());
-                if let FlushError::Plan { flushed, .. } = error {
-                    let now = seconds();
-                    for name in &flushed.services {
-                        self.service(name, engine, now);
-                    }
+            }
+        }
+        if let Ok(flushed) | Err(FlushError::Plan { flushed, .. }) = result {
+            let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+            for name in &flushed.services {
+                self.service(name, engine, now.as_secs());
+            }
+            if let Some(programming) = &mut self.state.programming {
+                for triggered in &flushed.triggers {
+                    programming.add(since(*triggered, now.as_millis() as i64));
                 }
             }
         }

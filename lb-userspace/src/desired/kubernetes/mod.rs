@@ -18,6 +18,7 @@ mod skip;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod triggers;
 mod which;
 
 pub use health::{HealthCheck, HealthChecks};
@@ -25,3 +26,4 @@ pub use objects::Objects;
 pub use options::Options;
 pub use rule::{FrontendRules, LeftOut, Origin, Rule};
 pub use skip::{Reason, Skip};
+pub use triggers::since;

@@ -13,6 +13,7 @@ use super::{
     frontends::{Asked, frontends},
     health,
     skip::Skips,
+    triggers::Triggers,
     which::ours,
 };
 use crate::{
@@ -37,6 +38,7 @@ pub struct Objects {
     /// What a list that has begun has told so far.
     listing: HashMap<Kind, HashSet<ObjectKey>>,
     synced: BTreeSet<Kind>,
+    triggers: Triggers,
 }
 
 /// A Service and what it asks for.
@@ -63,6 +65,7 @@ impl Objects {
             claims: Claims::default(),
             listing: HashMap::new(),
             synced: BTreeSet::new(),
+            triggers: Triggers::default(),
         }
     }
 
@@ -134,6 +137,12 @@ impl Objects {
 
     pub fn is_kind_synced(&self, kind: Kind) -> bool {
         self.synced.contains(&kind)
+    }
+
+    /// When the changes of a Service's endpoints since the last call were triggered, in milliseconds since the Unix epoch.
+    /// What the first lists told is no change (A13.1).
+    pub fn take_triggers(&mut self, name: &ServiceName) -> Vec<i64> {
+        self.triggers.take(name)
     }
 
     /// How many objects of a kind are known.
@@ -261,6 +270,8 @@ impl Objects {
                 is_of_interest,
             };
             self.services.insert(name, known);
+        } else {
+            self.triggers.take(&name);
         }
         self.spread(moved, concerned);
     }
@@ -309,6 +320,15 @@ impl Objects {
                 .chain(&owner)
                 .filter(|name| self.is_of_interest(name));
             concerned.extend(both.cloned());
+        }
+        let triggered = |slice: Option<&Slice>| slice.and_then(|slice| slice.triggered_ms);
+        // The annotation stays when something else of the slice changes.
+        if let (Some(owner), Some(at)) = (&owner, triggered(slice.as_ref()))
+            && triggered(old.as_ref()) != Some(at)
+            && self.is_synced()
+            && self.asks(owner)
+        {
+            self.triggers.add(owner, at);
         }
         if let (Some(owner), Some(slice)) = (owner, slice) {
             for address in addresses(&slice) {

@@ -1,7 +1,7 @@
 //! From the cluster's objects through the maps to the words: the pipeline runs over what was planned, and each answer has
 //! the line of the contract that it follows.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use lb_common::{
     abi::FrontendKey,
@@ -137,7 +137,7 @@ impl Place {
             cluster: true,
         });
         let flushed = engine.flush();
-        report.flushed(&flushed, Duration::ZERO, &engine);
+        report.flushed(&flushed, Duration::ZERO, UNIX_EPOCH, &engine);
         report.publish(&engine);
         let state = Arc::clone(&state.borrow());
         Self { engine, state }

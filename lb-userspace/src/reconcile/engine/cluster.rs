@@ -149,6 +149,22 @@ impl<D: Dataplane> Engine<D> {
         service
     }
 
+    /// Of the services that are in the maps now.
+    pub(super) fn take_triggers(
+        &mut self,
+        planned: &[ServiceName],
+        unfit: &[(ServiceName, PlanError)],
+    ) -> Vec<i64> {
+        let Some(cluster) = &mut self.cluster else {
+            return Vec::new();
+        };
+        let fits = |name: &&ServiceName| !unfit.iter().any(|(other, _)| other == *name);
+        let names = planned.iter().filter(fits);
+        names
+            .flat_map(|name| cluster.objects.take_triggers(name))
+            .collect()
+    }
+
     /// What did not fit is told on the object as well.
     pub(super) fn note_unfit(&mut self, unfit: &[(ServiceName, PlanError)]) {
         let Some(cluster) = &mut self.cluster else {

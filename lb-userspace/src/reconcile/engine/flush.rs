@@ -61,6 +61,7 @@ impl<D: Dataplane> Engine<D> {
         self.general.dirty = false;
         let flushed = Flushed {
             ops: batch.applied,
+            triggers: self.take_triggers(&present, &unfit),
             services: present.into_iter().chain(gone).collect(),
         };
         if unfit.is_empty() {
@@ -91,7 +92,7 @@ impl<D: Dataplane> Engine<D> {
         self.general.dirty = false;
         Ok(Flushed {
             ops: ops.len(),
-            services: Vec::new(),
+            ..Flushed::default()
         })
     }
 

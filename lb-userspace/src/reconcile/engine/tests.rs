@@ -1,6 +1,9 @@
 //! The cluster's services in maps that are in memory.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use lb_common::abi::{Mode, Region, service_flag};
 
@@ -11,6 +14,7 @@ use crate::{
         SlicePort,
     },
     dataplane::Fake,
+    reconcile::{About, Report},
 };
 
 const LIMITS: &str = "limits: {frontends: 2048, backends: 4096, flows: 16}";
@@ -217,6 +221,92 @@ fn endpoints_come_and_go_without_a_trace() {
         empty,
         "the frontend was there all along"
     );
+}
+
+/// The same slice, of a change that was triggered at a time.
+fn triggered(change: Change, at_ms: i64) -> Change {
+    let Change::Applied(mut object) = change else {
+        panic!("{change:?}");
+    };
+    if let Object::EndpointSlice(_, slice) = &mut *object {
+        slice.triggered_ms = Some(at_ms);
+    }
+    Change::Applied(object)
+}
+
+/// A13.1
+#[test]
+fn the_time_from_trigger_to_maps_is_that_of_changes_after_the_first_lists() {
+    const START: i64 = 1_795_255_200_000;
+    let mut engine = fresh(LIMITS);
+    let (mut report, state) = Report::new(About {
+        node: "n1".to_owned(),
+        kernel: String::new(),
+        file: "lb.yaml".to_owned(),
+        cluster: true,
+    });
+    let mut counted = |engine: &mut Engine<Fake>, now_ms: i64| {
+        let flushed = engine.flush();
+        let now = UNIX_EPOCH + Duration::from_millis(now_ms as u64);
+        report.flushed(&flushed, Duration::ZERO, now, engine);
+        report.publish(engine);
+        let programming = state.borrow().programming.clone().unwrap();
+        let (_, all) = *programming.counts_us.last().unwrap();
+        (all, programming.sum_us / 1000)
+    };
+    engine.cluster(told(
+        vec![
+            service("web", "203.0.113.10"),
+            service("api", "203.0.113.11"),
+        ],
+        vec![triggered(slice("web", &["10.1.0.1"]), START - 3_600_000)],
+    ));
+    assert_eq!(counted(&mut engine, START), (0, 0), "no change");
+    engine.cluster(vec![
+        triggered(slice("web", &["10.1.0.2"]), START + 1000),
+        triggered(slice("api", &["10.1.0.3"]), START + 1200),
+    ]);
+    assert_eq!(counted(&mut engine, START + 1250), (2, 300));
+    // Something else of the slice changes, and what is of no Service that is served.
+    engine.cluster(vec![
+        triggered(slice("web", &["10.1.0.2", "10.1.0.4"]), START + 1000),
+        triggered(slice("other", &["10.1.0.5"]), START + 2000),
+    ]);
+    assert_eq!(counted(&mut engine, START + 9000), (2, 300));
+    // Two changes reach the maps at once; the second host's clock is ahead.
+    engine.cluster(vec![
+        triggered(slice("web", &["10.1.0.2"]), START + 9000),
+        triggered(slice("web", &["10.1.0.1"]), START + 9900),
+    ]);
+    assert_eq!(counted(&mut engine, START + 9500), (4, 800));
+    // What goes with its Service is never programmed.
+    engine.cluster(vec![
+        triggered(slice("web", &["10.1.0.7"]), START + 10_000),
+        Change::Deleted(Kind::Service, key("web")),
+    ]);
+    assert_eq!(counted(&mut engine, START + 99_000), (4, 800));
+}
+
+/// A13.1
+#[test]
+fn what_does_not_reach_the_maps_is_not_programmed_yet() {
+    let mut engine = fresh("limits: {frontends: 1, backends: 4096, flows: 16}");
+    // The place of one that is replaced is not given out.
+    let services = (0..65).map(|at| service(&format!("s{at:02}"), &format!("203.0.113.{at}")));
+    engine.cluster(told(services.collect(), Vec::new()));
+    engine.flush().unwrap_err();
+    engine.cluster(vec![
+        triggered(slice("s64", &["10.1.0.1"]), 7),
+        triggered(slice("s00", &["10.1.0.1"]), 8),
+    ]);
+    let Err(FlushError::Plan { flushed, .. }) = engine.flush() else {
+        panic!("it fits");
+    };
+    assert_eq!(flushed.triggers, [8]);
+    engine.cluster(vec![Change::Deleted(Kind::Service, key("s01"))]);
+    engine.flush().unwrap();
+    engine.retry_unfit();
+    assert_eq!(engine.flush().unwrap().triggers, [7]);
 }
 
 /// A13.2
