@@ -52,7 +52,8 @@ fn a14_the_agent_may_read_what_it_forwards_and_write_events() -> Result<()> {
     Ok(())
 }
 
-/// A14.2 and interface.md section 5.
+/// As interface.md section 5 says:
+/// A14.2
 #[test]
 fn a14_2_the_pod_has_three_capabilities_and_a_root_that_it_cannot_write() -> Result<()> {
     let pod = &only("DaemonSet")?["spec"]["template"]["spec"];

@@ -187,6 +187,7 @@ fn pods_see_clients(choice: TcChoice) -> Result<()> {
     })
 }
 
+/// A10.1
 #[test]
 fn pods_see_their_clients_by_tcx() -> Result<()> {
     pods_see_clients(TcChoice::Best)
