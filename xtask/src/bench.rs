@@ -20,6 +20,8 @@ enum Subject {
     Path,
     /// Time until one change among 10,000 services is in the maps, and a cold start
     Plan,
+    /// The same of one endpoint among 1,000 Services of a cluster, and what memory and processor that takes
+    Cluster,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
@@ -28,6 +30,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         Subject::Packet => "packet",
         Subject::Path => "path",
         Subject::Plan => "plan",
+        Subject::Cluster => "cluster",
     };
     let mut words = vec![subject];
     if args.json {

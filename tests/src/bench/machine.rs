@@ -52,6 +52,16 @@ pub(super) fn processor_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// Memory of this process that no file backs and that is resident, in KiB.
+pub(super) fn anonymous_kib() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|rest| rest.split_whitespace().next());
+    Ok(number.context("/proc/self/status: RssAnon")?.parse()?)
+}
+
 /// What the kernel's own thread for work that interrupts leave has had of processor `cpu`.
 pub(super) fn softirq_time(cpu: usize) -> Result<Duration> {
     let name = format!("ksoftirqd/{cpu}");

@@ -1,6 +1,7 @@
-//! The measurements behind the README's figures: `cargo xtask bench packet|path|plan`.
+//! The measurements behind the README's figures: `cargo xtask bench packet|path|plan|cluster`.
 
 mod assembler;
+mod cluster;
 mod contents;
 mod frames;
 mod kernel;
@@ -27,6 +28,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
         ["packet"] => packet::run(json),
         ["path"] => path::run(json),
         ["plan"] => plan::run(json),
-        _ => bail!("no such subject: packet, path or plan"),
+        ["cluster"] => cluster::run(json),
+        _ => bail!("no such subject: packet, path, plan or cluster"),
     }
 }

@@ -68,10 +68,10 @@ struct Figures {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-struct Spread {
-    p50: u64,
-    p99: u64,
-    max: u64,
+pub(super) struct Spread {
+    pub p50: u64,
+    pub p99: u64,
+    pub max: u64,
 }
 
 fn measure(scale: Scale) -> Result<Figures> {
@@ -94,7 +94,7 @@ fn measure(scale: Scale) -> Result<Figures> {
     engine.flush()?;
     let cold_start_us = micros(begin.elapsed());
 
-    let mut random = Random(1);
+    let mut random = Random::new();
     let mut health = Vec::new();
     for number in 0..scale.changes {
         let service = random.below(scale.services);
@@ -150,7 +150,7 @@ fn measure(scale: Scale) -> Result<Figures> {
 }
 
 impl Spread {
-    fn of(mut times: Vec<Duration>) -> Self {
+    pub(super) fn of(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
         let at = |percent: usize| micros(times[(times.len() * percent / 100).min(times.len() - 1)]);
         Self {
@@ -199,18 +199,18 @@ impl Figures {
     }
 }
 
-fn micros(time: Duration) -> u64 {
+pub(super) fn micros(time: Duration) -> u64 {
     time.as_micros() as u64
 }
 
 /// Pinned maps of the size that `text` asks for.
-struct Maps {
-    installation: Installation,
+pub(super) struct Maps {
+    pub installation: Installation,
     folders: [PathBuf; 2],
 }
 
 impl Maps {
-    fn open(text: &str) -> Result<Self> {
+    pub(super) fn open(text: &str) -> Result<Self> {
         let head: String = text.lines().take_while(|line| *line != "services:").fold(
             String::new(),
             |mut head, line| {
@@ -333,10 +333,15 @@ fn neighbour(gateway: IpAddr, mac: u8) -> Update {
 }
 
 /// xorshift64.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
-    fn below(&mut self, end: u32) -> u32 {
+    /// The same numbers every time.
+    pub(super) const fn new() -> Self {
+        Self(1)
+    }
+
+    pub(super) fn below(&mut self, end: u32) -> u32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
