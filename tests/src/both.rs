@@ -1,11 +1,14 @@
 //! One frame, decided by the kernel and by the host over the same tables: they must agree, always.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    abi::{Hop, NextHop, Reason, Segment, Settings},
-    bytes::{Addr, Address as _, Macs, V4, V6},
+    abi::{Announced, AnnouncedKey, Hop, NextHop, Reason, Segment, Settings},
+    bytes::{Addr, Address as _, Mac, Macs, V4, V6},
     pipeline::{self, Scratch, Step, Verdict},
     sim::{Frame, World},
     tables::Route,
@@ -118,20 +121,19 @@ impl Both {
     /// anew, which takes the verifier a second, and ten on an emulated CPU, does no more.
     pub fn reset(&mut self) -> Result<()> {
         leftovers::clear(self.place.installation.maps())?;
-        let mut ops = Vec::new();
+        // Questions are counted in the entries, of which a test may have made more.
+        let mut ops: Vec<_> = self
+            .announced()
+            .into_keys()
+            .map(|(ifindex, address)| Op::RemoveAnnounced { ifindex, address })
+            .collect();
         for op in &self.ops {
             match op {
-                Op::NextHop { .. } | Op::Backend { .. } | Op::Slots { .. } | Op::Service { .. } => {
-                    ops.push(op.clone());
-                }
-                // Its questions are counted in the entry.
-                Op::InsertAnnounced {
-                    ifindex, address, ..
-                } => {
-                    let (ifindex, address) = (*ifindex, *address);
-                    ops.push(Op::RemoveAnnounced { ifindex, address });
-                    ops.push(op.clone());
-                }
+                Op::NextHop { .. }
+                | Op::Backend { .. }
+                | Op::Slots { .. }
+                | Op::Service { .. }
+                | Op::InsertAnnounced { .. } => ops.push(op.clone()),
                 _ => {}
             }
         }
@@ -176,6 +178,34 @@ impl Both {
     pub fn insert_interface(&mut self, segment: Segment, ifindex: u32) -> Result<()> {
         self.host.interfaces.insert(segment, ifindex);
         self.apply(&[Op::InsertInterface { segment, ifindex }])
+    }
+
+    /// Announces a VIP of IPv4 on an interface, for both.
+    pub fn announce(&mut self, ifindex: u32, address: Ipv4Addr, mac: Mac) -> Result<()> {
+        let key = AnnouncedKey {
+            ifindex,
+            address: V4::from(address),
+        };
+        let value = Announced::new(mac);
+        self.host.v4.announced.borrow_mut().insert(key, value);
+        let address = address.into();
+        self.apply(&[Op::InsertAnnounced {
+            ifindex,
+            address,
+            mac,
+        }])
+    }
+
+    /// What the host has announced, by interface and VIP.
+    fn announced(&self) -> BTreeMap<(u32, IpAddr), Announced> {
+        let mut all = BTreeMap::new();
+        for (key, value) in self.host.v4.announced.borrow().iter() {
+            all.insert((key.ifindex, key.address.to_addr().to_ip()), *value);
+        }
+        for (key, value) in self.host.v6.announced.borrow().iter() {
+            all.insert((key.ifindex, key.address.to_addr().to_ip()), *value);
+        }
+        all
     }
 
     /// Applies ops in the kernel alone.
@@ -246,15 +276,8 @@ impl Both {
 
     /// Whether both have counted the same questions for announced VIPs since the start.
     pub fn check_announced(&self) -> Result<()> {
-        let mut expected = BTreeMap::new();
-        for (key, value) in self.host.v4.announced.borrow().iter() {
-            expected.insert((key.ifindex, key.address.to_addr().to_ip()), *value);
-        }
-        for (key, value) in self.host.v6.announced.borrow().iter() {
-            expected.insert((key.ifindex, key.address.to_addr().to_ip()), *value);
-        }
+        let expected = self.announced().into_iter();
         let expected: Vec<_> = expected
-            .into_iter()
             .map(|(key, value)| (key, value.mac(), value.requests, value.responses))
             .collect();
         let counted = self.counters.announced()?.into_iter();

@@ -146,15 +146,10 @@ fn other_arp_is_the_stacks() -> Result<()> {
             Verdict::Transmit,
             "whole, unpadded"
         );
-        // Announced on the interface that it came in by, or not.
-        let [_, (_, elsewhere)] = both.uplinks;
-        let (did, left) = both.place.inject(&good, elsewhere)?;
-        assert_eq!(
-            (did, left),
-            (2, good),
-            "not announced on the other interface"
-        );
-        Ok(())
+        let [_, (mac, elsewhere)] = both.uplinks;
+        both.announce(elsewhere, SILENT4, mac)?;
+        let frame = request(ASKER4, SILENT4);
+        assert_passes(both, &frame, "announced on the other interface")
     })
 }
 

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    abi::{Announced, AnnouncedKey, Hop, Mode, Reason, Segment, tag},
+    abi::{Hop, Mode, Reason, Segment, tag},
     bytes::{Address as _, Macs, V4},
     pipeline::{self, Scratch, Step, Verdict},
     sim::Frame,
@@ -361,26 +361,16 @@ fn a_question_is_answered_where_the_vip_is_announced() -> Result<()> {
             tags,
         };
         both.insert_interface(segment, vlan)?;
-        let target = "192.0.2.12";
+        let target = "192.0.2.12".parse()?;
         let question = arp(
             BROADCAST,
             etherparse::ArpOperation::REQUEST,
             "192.0.2.77".parse()?,
-            target.parse()?,
+            target,
         );
         let question = tagged(&question, &bytes);
         assert_eq!(both.run(&question)?.verdict, Verdict::NotOurs);
-        let key = AnnouncedKey {
-            ifindex: vlan,
-            address: V4::from_addr(&super::ip(target).into()),
-        };
-        let value = Announced::new(mac);
-        both.host.v4.announced.borrow_mut().insert(key, value);
-        both.apply(&[Op::InsertAnnounced {
-            ifindex: vlan,
-            address: super::ip(target),
-            mac,
-        }])?;
+        both.announce(vlan, target, mac)?;
         let outcome = both.run(&question)?;
         assert_eq!(outcome.reason(), Some(Reason::Neighbour));
         assert_eq!(&outcome.frame[12..20], bytes);
