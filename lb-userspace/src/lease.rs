@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use lb_common::abi::{Settings, setting_flag};
+use serde::{Deserialize, Serialize};
 
 use crate::state::Bypass;
 
@@ -18,6 +19,16 @@ pub struct Lease {
     heartbeat: u64,
     /// 0: never.
     expires: u64,
+}
+
+/// What an agent on trial leaves to the next one if it does not end well itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Left {
+    /// In jiffies.
+    Ends(u64),
+    /// Confirmed, or forgiven.
+    WentWell,
 }
 
 /// A trial that ended before it was confirmed; how long ago.
@@ -38,9 +49,21 @@ impl Lease {
         }
     }
 
-    /// An agent begins: a trial of its own, or none.
-    pub fn begin(&mut self, now: u64, trial: Option<Duration>) {
-        self.trial = trial.map(|term| self.after(now, term));
+    /// When the trial of an agent ends that begins now: after `term`, if it has one. `left`, by an agent that did not end
+    /// well, counts in its place: no crash puts the end off, and what went well need not go well again. Maps without a
+    /// term were told by hand that they are to go on: a trial begins anew.
+    pub fn trial(&self, now: u64, term: Option<Duration>, left: Option<Left>) -> Option<u64> {
+        let term = term?;
+        match left {
+            Some(Left::WentWell) => None,
+            Some(Left::Ends(end)) if self.expires != 0 => Some(end),
+            _ => Some(self.after(now, term)),
+        }
+    }
+
+    /// An agent begins: with a trial that ends then, or none.
+    pub const fn begin(&mut self, trial: Option<u64>) {
+        self.trial = trial;
     }
 
     /// A sign of life; without another one everything passes `after` from now.
@@ -85,6 +108,11 @@ impl Lease {
         } else {
             Bypass::Silent
         })
+    }
+
+    /// Whether there is a trial that nobody has confirmed, over or not.
+    pub const fn on_trial(&self) -> bool {
+        self.trial.is_some()
     }
 
     /// What is left of an unconfirmed trial.
@@ -160,7 +188,7 @@ mod tests {
         assert_eq!(lease.passes(end), Some(Bypass::Silent));
         let mut next = Lease::adopt(&settings(&lease), HZ);
         assert_eq!(next.passes(end + 5), Some(Bypass::Silent));
-        next.begin(end + 5, None);
+        next.begin(None);
         next.beat(end + 5, AFTER);
         assert_eq!(next.passes(end + 5), None);
     }
@@ -168,7 +196,7 @@ mod tests {
     #[test]
     fn a_trial_ends_unless_it_is_confirmed_in_time() {
         let mut lease = new();
-        lease.begin(1000, Some(Duration::from_mins(2)));
+        lease.begin(lease.trial(1000, Some(Duration::from_mins(2)), None));
         for now in [1000, 2000, 40_000] {
             lease.beat(now, None);
         }
@@ -187,7 +215,7 @@ mod tests {
         lease.beat(end, None);
         assert_eq!(settings(&lease).expires, 0);
 
-        lease.begin(end, Some(Duration::from_secs(1)));
+        lease.begin(lease.trial(end, Some(Duration::from_secs(1)), None));
         assert_eq!(lease.confirm(end + 249), Ok(true));
         assert_eq!(lease.confirm(end + 250), Ok(false));
         lease.beat(end + 250, AFTER);
@@ -195,9 +223,29 @@ mod tests {
     }
 
     #[test]
+    fn a_crash_does_not_put_the_end_of_a_trial_off() {
+        let term = Some(Duration::from_mins(2));
+        let end = 1000 + 120 * 250;
+        let mut lease = new();
+        lease.begin(lease.trial(1000, term, None));
+        lease.beat(1000, AFTER);
+        // The maps hold the other term, which is the earlier one.
+        let mut next = Lease::adopt(&settings(&lease), HZ);
+        let left = Some(Left::Ends(end));
+        assert_eq!(next.trial(2000, term, left), Some(end));
+        next.begin(next.trial(end + 1, term, left));
+        next.beat(end + 1, None);
+        assert_eq!(next.passes(end + 1), Some(Bypass::Unconfirmed));
+
+        assert_eq!(next.trial(2000, None, left), None);
+        assert_eq!(next.trial(2000, term, Some(Left::WentWell)), None);
+        assert_eq!(new().trial(1000, term, Some(Left::Ends(7))), Some(end));
+    }
+
+    #[test]
     fn the_earlier_of_two_terms_counts() {
         let mut lease = new();
-        lease.begin(0, Some(Duration::from_mins(2)));
+        lease.begin(lease.trial(0, Some(Duration::from_mins(2)), None));
         lease.beat(0, AFTER);
         assert_eq!(lease.passes(60 * 250), Some(Bypass::Silent));
         assert_eq!(settings(&lease).flags, 0);

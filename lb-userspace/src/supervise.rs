@@ -33,7 +33,7 @@ use crate::{
     privileges,
     reconcile::{
         self, About, Announcing, ClusterEnds, DrainFile, Engine, Inputs, Outputs, Reconciler,
-        Replies, Report, Start, Uplinks,
+        Replies, Report, Start, TrialFile, Uplinks,
     },
     state::Handle,
 };
@@ -184,9 +184,13 @@ impl Begun<'_> {
         }
         let now = || clock.now().context("the kernel's clock");
         let begun = now()?;
+        let trial_file = options.socket.with_extension("trial.json");
+        let (trial_file, trial) =
+            TrialFile::begin(&trial_file, &engine, adopted, begun, options.trial)
+                .with_context(|| trial_file.display().to_string())?;
         if engine.bypass(begun).is_none() {
             // What is served goes on being served while it is brought up to date; what has expired waits for that.
-            engine.begin(begun, options.trial).context("sign of life")?;
+            engine.begin(begun, trial).context("sign of life")?;
         }
         let (report, state) = Report::new(About {
             node,
@@ -217,6 +221,7 @@ impl Begun<'_> {
             clock: Arc::clone(&clock),
             report,
             drain_file,
+            trial_file,
             file,
             outputs,
         };
@@ -227,12 +232,12 @@ impl Begun<'_> {
         let begun = now()?;
         reconciler
             .engine
-            .begin(begun, options.trial)
+            .begin(begun, trial)
             .context("sign of life")?;
         reconciler.report.bypass(&reconciler.engine, begun);
-        if let Some(term) = options.trial {
+        if let Some(left) = reconciler.engine.trial_left(begun) {
             tracing::warn!(
-                "on trial: everything passes in {term:?} unless `millrace confirm` is given"
+                "on trial: everything passes in {left:.0?} unless `millrace confirm` is given"
             );
         }
         reconciler.uplinks = Uplinks::start(

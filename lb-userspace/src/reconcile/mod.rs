@@ -11,6 +11,7 @@ mod paths;
 mod replies;
 mod report;
 mod shown;
+mod trial;
 mod uplinks;
 
 use std::{
@@ -32,6 +33,7 @@ pub use self::{
     engine::{Engine, FlushError, Flushed, Start},
     replies::Replies,
     report::{About, Report},
+    trial::TrialFile,
     uplinks::Uplinks,
 };
 use crate::{
@@ -90,6 +92,7 @@ pub struct Reconciler<D> {
     pub clock: Arc<Clock>,
     pub report: Report,
     pub drain_file: DrainFile,
+    pub trial_file: TrialFile,
     pub announcing: Announcing,
     pub replies: Replies,
     /// The config file's name, for messages.
@@ -152,7 +155,7 @@ impl<D: Dataplane> Reconciler<D> {
                     Event::Time
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Event::Time,
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.end(),
             };
             let begin = Instant::now();
             let mut answers = Vec::new();
@@ -257,6 +260,23 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
+    /// Tells the agent after this one of a trial that is over.
+    fn note_trial(&mut self) {
+        if self.engine.on_trial() {
+            return;
+        }
+        if let Err(error) = self.trial_file.passed() {
+            tracing::error!(%error, "an agent after a crash will not know that the trial went well");
+        }
+    }
+
+    /// A good end: the next agent's trial is its own.
+    fn end(&mut self) {
+        if let Err(error) = self.trial_file.remove() {
+            tracing::error!(%error, "the next agent's trial will be what is left of this one's");
+        }
+    }
+
     /// Asks the kernel for the neighbours that are due.
     fn poke(&mut self) {
         let due = self.engine.due_pokes(Instant::now());
@@ -347,6 +367,7 @@ impl<D: Dataplane> Reconciler<D> {
                 if changed {
                     tracing::warn!(on, "bypass");
                     self.beat();
+                    self.note_trial();
                 }
                 Ok(changed)
             }
@@ -361,6 +382,7 @@ impl<D: Dataplane> Reconciler<D> {
                 if confirmed {
                     tracing::info!("trial confirmed");
                     self.beat();
+                    self.note_trial();
                 }
                 Ok(confirmed)
             }

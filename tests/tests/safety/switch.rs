@@ -119,6 +119,39 @@ fn a_trial_ends_without_its_agent_too() -> Result<()> {
 }
 
 #[test]
+fn a_crash_loop_does_not_put_off_the_end_of_its_trial() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let mut stage = stage("")?;
+    stage.balancer.stop()?;
+    let run = ["--try", "10s"];
+    stage.balancer.run_with(&run)?;
+    // As a service manager would, with the same command line.
+    until(clients::PATIENCE * 3, || {
+        stage.balancer.kill()?;
+        stage.balancer.run_with(&run)?;
+        let status = status(&stage)?;
+        ensure!(status["bypassReason"] == "unconfirmed", "{status}");
+        Ok(())
+    })?;
+    passes(&stage)?;
+    // What went well once need not go well again,
+    stage.balancer.cli(&["bypass", "off"])?;
+    stage.balancer.kill()?;
+    stage.balancer.run_with(&run)?;
+    let after = status(&stage)?;
+    ensure!(after["trialSeconds"].is_null(), "{after}");
+    serves(&stage)?;
+    // and who ends well begins anew.
+    stage.balancer.stop()?;
+    stage.balancer.run_with(&["--try", "1m"])?;
+    let anew = status(&stage)?;
+    ensure!(anew["trialSeconds"].is_number(), "{anew}");
+    serves(&stage)
+}
+
+#[test]
 fn no_stale_forwarding_for_ever() -> Result<()> {
     if !is_root() {
         return Ok(());

@@ -8,7 +8,7 @@ use super::Engine;
 use crate::{
     dataplane::{ApplyError, Dataplane},
     desired,
-    lease::Ended,
+    lease::{Ended, Left},
     plan::Op,
     state::Bypass,
 };
@@ -32,6 +32,11 @@ impl<D: Dataplane> Engine<D> {
             return Some(Bypass::Command);
         }
         self.general.lease.passes(now)
+    }
+
+    /// Whether there is a trial that nobody has confirmed, over or not.
+    pub const fn on_trial(&self) -> bool {
+        self.general.lease.on_trial()
     }
 
     /// What is left of a trial that is to be confirmed.
@@ -61,12 +66,17 @@ impl<D: Dataplane> Engine<D> {
         self.general.lease.confirm(now)
     }
 
-    /// From now on this agent's own term counts, and `trial` if there is one.
+    /// When this agent's trial ends; see [`Lease::trial`](crate::lease::Lease::trial).
+    pub fn trial(&self, now: u64, term: Option<Duration>, left: Option<Left>) -> Option<u64> {
+        self.general.lease.trial(now, term, left)
+    }
+
+    /// From now on this agent's own term counts, and the end of its trial if it has one.
     ///
     /// # Errors
     /// As [`Self::beat`].
-    pub fn begin(&mut self, now: u64, trial: Option<Duration>) -> Result<(), ApplyError> {
-        self.general.lease.begin(now, trial);
+    pub fn begin(&mut self, now: u64, trial: Option<u64>) -> Result<(), ApplyError> {
+        self.general.lease.begin(trial);
         self.beat(now)
     }
 
