@@ -123,7 +123,13 @@ impl Uplinks {
         patterns: &[String],
         mode: Mode,
     ) {
-        self.mode = Some(mode);
+        if self.mode.replace(mode) != Some(mode) {
+            // What was refused in the other mode has no time to wait for.
+            let now = Instant::now();
+            self.wanted
+                .values_mut()
+                .for_each(|uplink| uplink.retry = now);
+        }
         let names = net::interfaces(facts, patterns);
         if !names.is_empty() || !patterns.is_empty() {
             self.forget(installation, |name| !names.contains(name));
