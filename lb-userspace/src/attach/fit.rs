@@ -9,6 +9,10 @@ use super::AttachError;
 /// Oldest kernel whose features the packet path needs (design.md section 8).
 const OLDEST: (u8, u8) = (5, 10);
 
+/// Before, the stack refuses a program with a map of devices that could have programs of their own, as ours has
+/// (`generic_xdp_install`; Linux commit 2ea5eabaf04a).
+const GENERIC_SINCE: (u8, u8) = (5, 15);
+
 /// `BPF_*` commands and attaching; `PERFMON` for what the verifier grants only with it.
 const NEEDED: [(Capability, &str); 3] = [
     (Capability::CAP_BPF, "CAP_BPF"),
@@ -17,12 +21,12 @@ const NEEDED: [(Capability, &str); 3] = [
 ];
 
 pub(super) fn check() -> Result<(), AttachError> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release();
     if let Some(version) = kernel_version(&release)
         && version < OLDEST
     {
         return Err(AttachError::KernelTooOld {
-            release: release.trim().to_owned(),
+            release,
             needed: OLDEST,
         });
     }
@@ -46,6 +50,26 @@ pub fn missing_capabilities() -> Vec<&'static str> {
         })
         .map(|(_, name)| *name)
         .collect()
+}
+
+/// Of the running kernel.
+pub(super) fn release() -> String {
+    let uname = rustix::system::uname();
+    uname.release().to_string_lossy().into_owned()
+}
+
+/// Whether a kernel of this release runs our program in the stack.
+pub fn has_generic(release: &str) -> bool {
+    kernel_version(release).is_none_or(|version| version >= GENERIC_SINCE)
+}
+
+/// What to do where a driver does not run our program, on a kernel of this release.
+pub fn without_native(release: &str) -> &'static str {
+    if has_generic(release) {
+        "set `xdp.mode: generic` (slower), or use another interface"
+    } else {
+        "use another interface, or boot a kernel from 5.15 on and set `xdp.mode: generic` (slower)"
+    }
 }
 
 /// Major and minor number of a release such as `6.1.0-28-amd64`.
@@ -78,6 +102,7 @@ mod tests {
         assert_eq!(kernel_version("5.4.0"), Some((5, 4)));
         assert_eq!(kernel_version("6.18-rc1"), Some((6, 18)));
         assert_eq!(kernel_version(""), None);
+        assert!(has_generic("5.15.0") && !has_generic("5.10.0-32-cloud-amd64"));
         assert!((5, 4) < OLDEST && (5, 10) >= OLDEST && (6, 1) >= OLDEST);
     }
 }

@@ -36,7 +36,7 @@ pub use self::{
     clock::Clock,
     detach::{Detached, detach},
     error::{AttachError, Kind, Program},
-    fit::{kernel_version, missing_capabilities},
+    fit::{has_generic, kernel_version, missing_capabilities, without_native},
     installation::{Installation, Replaces},
     look::{Inspected, Seen, SeenInterface, inspect, look},
     mend::{Mend, Undone, mend, undo},

@@ -8,7 +8,7 @@ use std::{
 use aya_obj::generated::bpf_attach_type;
 
 use super::{
-    AttachError, How, Mode, Program, link, name_of,
+    AttachError, How, Mode, Program, fit, link, name_of,
     netlink::{self, Interface},
     pins::{Home, Root},
 };
@@ -88,7 +88,11 @@ fn attach_new(
     Err(match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | ENOTSUPP) => unfit(
             "its driver has no native XDP".into(),
-            "set `xdp.mode: generic` (slower), or use another interface".into(),
+            fit::without_native(&fit::release()).into(),
+        ),
+        Some(libc::EINVAL) if mode == Mode::Generic && !fit::has_generic(&fit::release()) => unfit(
+            "this kernel takes no program as ours in generic XDP".into(),
+            fit::without_native(&fit::release()).into(),
         ),
         Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) if mode == Mode::Native => unfit(
             format!(
@@ -127,7 +131,8 @@ fn refusal(interface: &Interface) -> String {
             "lower its MTU below the driver's XDP limit (`ip link set dev {name} mtu 1500`)"
         ),
     };
-    format!("{lower}, see `dmesg`; or set `xdp.mode: generic`")
+    let other = fit::without_native(&fit::release());
+    format!("{lower}, see `dmesg`; or {other}")
 }
 
 fn stranger(interface: &Interface, id: u32, names: &BTreeMap<u32, String>) -> AttachError {

@@ -2,7 +2,7 @@
 
 use super::{Facts, Found, Line};
 use crate::{
-    attach::{Inspected, Mode, Nic, kernel_version},
+    attach::{self, Inspected, Mode, Nic, kernel_version},
     net::{
         drivers::{self, Driver},
         ethtool::{Offload, Switch},
@@ -45,6 +45,14 @@ fn shown(nic: &Nic) -> &str {
 fn driver(nic: &Nic, mode: Mode, kernel: &str) -> Line {
     const NAME: &str = "driver";
     let shown = shown(nic);
+    let other = attach::without_native(kernel);
+    if mode == Mode::Generic && !attach::has_generic(kernel) {
+        return Line::unfit(
+            NAME,
+            format!("{shown}; this kernel takes no program as ours in generic XDP"),
+            other,
+        );
+    }
     if mode == Mode::Generic {
         return Line::limit(
             NAME,
@@ -52,12 +60,11 @@ fn driver(nic: &Nic, mode: Mode, kernel: &str) -> Line {
             "set `xdp.mode: native`",
         );
     }
-    let generic = "set `xdp.mode: generic`, or use another interface";
     match drivers::known(&nic.driver) {
         None => Line::limit(
             NAME,
             format!("{shown} is not known to have native XDP; attaching will tell"),
-            generic,
+            other,
         ),
         Some(Driver {
             since: (major, minor),
@@ -67,7 +74,7 @@ fn driver(nic: &Nic, mode: Mode, kernel: &str) -> Line {
                 return Line::unfit(
                     NAME,
                     format!("{shown} has native XDP since {major}.{minor}"),
-                    format!("boot a kernel from {major}.{minor} on, or {generic}"),
+                    format!("boot a kernel from {major}.{minor} on, or {other}"),
                 );
             }
             Line::ok(NAME, format!("{shown}, native XDP since {major}.{minor}"))

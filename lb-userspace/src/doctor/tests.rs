@@ -194,6 +194,11 @@ fn drivers_are_judged_by_kernel_and_mode() {
         ..driver("e1000")
     };
     assert_eq!(state(&generic, "driver"), State::Limit);
+    let old = Facts {
+        kernel: "5.10.0-32-cloud-amd64".into(),
+        ..generic
+    };
+    assert_eq!(state(&old, "driver"), State::Unfit);
 }
 
 #[test]
