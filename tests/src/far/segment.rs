@@ -1,8 +1,9 @@
 //! One LAN segment: the VIPs are addresses of the network that balancer, backends and client share, so that nobody has a
 //! route to them. Whoever wants one asks by ARP or neighbour discovery.
 //!
-//! virtio-net filters multicast, which veth does not: a question for an address of IPv6 reaches the balancer only while
-//! the NIC is told of the address' group. That it is told without an agent, too, is shown here.
+//! The segment is what the cable carries, or a VLAN on it. virtio-net filters multicast, which veth does not: a question
+//! for an address of IPv6 reaches the balancer only while the NIC is told of the address' group. That it is told without
+//! an agent, too, is shown here.
 //!
 //! Each side does one thing for a line on its standard input and says `done` behind it.
 
@@ -20,14 +21,15 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
-    BACKENDS, Link, NATIVE, PATIENCE, Requests, Score, backends_elsewhere, no_tracked, runs, say,
+    BACKENDS, Link, PATIENCE, Requests, Score, backends_elsewhere, no_tracked, runs_natively, say,
+    serve,
 };
 use crate::{
     balancer::{Balancer, Configuration},
     clients::{self, Answers, Held},
     netns::{Folder, Netns, Process, until},
     servers::{ECHO, HTTP},
-    stage::{self, Servers, Way},
+    stage::{self, Way},
     topology::{self, Family, Host, Shape, VIP4, VIP6},
 };
 
@@ -46,9 +48,10 @@ fn vip(family: Family) -> IpAddr {
     }
 }
 
-fn configuration(netns: &Netns) -> Result<Configuration> {
+fn configuration(netns: &Netns, link: Link) -> Result<Configuration> {
     let backends = backends_elsewhere(netns)?;
     let mut configuration = stage::configuration(Way::Nat, Shape::OneArm, &backends);
+    configuration.interfaces = vec![link.uplink().to_owned()];
     configuration.announce = true;
     let frontends = configuration.services.iter_mut();
     for frontend in frontends.flat_map(|service| &mut service.frontends) {
@@ -60,17 +63,18 @@ fn configuration(netns: &Netns) -> Result<Configuration> {
 }
 
 /// The balancer's side. A first line starts the agent, a second one kills it, a third one detaches.
-pub fn balance() -> Result<()> {
+pub fn balance(link: Link) -> Result<()> {
     let netns = Netns::create("lb")?;
-    Link::Plain.plug(&netns)?;
+    link.plug(&netns)?;
+    let device = link.device();
     netns.ip([
-        "address add 10.0.0.2/24 dev eth0",
-        "address add fd00::2/64 dev eth0 nodad",
+        &*format!("address add 10.0.0.2/24 dev {device}"),
+        &*format!("address add fd00::2/64 dev {device} nodad"),
     ])?;
     let before = multicast(&netns)?;
     let folder = Folder::create("far")?;
     stage::watch_connections(&netns, &folder)?;
-    let (tcpdump, heard) = listen(&netns, &folder)?;
+    let (tcpdump, heard) = listen(&netns, &device, &folder)?;
     let mut lines = stdin().lines();
     say("done");
 
@@ -87,12 +91,12 @@ pub fn balance() -> Result<()> {
         "this NIC does not filter multicast: {all}"
     );
     drop(tcpdump);
-    let configuration = configuration(&netns)?;
+    let configuration = configuration(&netns, link)?;
     let mut balancer = Balancer::start(&netns, &configuration)?;
     for family in Family::BOTH {
         announced(&balancer, vip(family))?;
     }
-    runs(&netns, "eth0", NATIVE)?;
+    runs_natively(&netns, link.uplink())?;
     takes_one_group(&netns)?;
     say("done");
 
@@ -102,7 +106,7 @@ pub fn balance() -> Result<()> {
     say("done");
 
     next(&mut lines)?;
-    runs(&netns, "eth0", NATIVE)?;
+    runs_natively(&netns, link.uplink())?;
     takes_one_group(&netns)?;
     no_tracked(&netns, vip)?;
     balancer.cli(&["detach"])?;
@@ -152,21 +156,21 @@ fn multicast(netns: &Netns) -> Result<String> {
     Ok(own.collect::<Vec<_>>().join("\n"))
 }
 
-/// What `eth0` takes off the wire about neighbours, as tcpdump writes it; the filter of the NIC stays as it is.
-fn listen(netns: &Netns, folder: &Folder) -> Result<(Process, PathBuf)> {
+/// What a device takes off the wire about neighbours, as tcpdump writes it; the filter of the NIC stays as it is.
+fn listen(netns: &Netns, device: &str, folder: &Folder) -> Result<(Process, PathBuf)> {
     let heard = folder.file("heard");
     let said = folder.file("tcpdump");
     let mut tcpdump = Command::new("tcpdump");
     tcpdump
-        .args(["-i", "eth0", "--no-promiscuous-mode", "-n", "-l", "-Z"])
-        .args(["root", "arp or icmp6"])
+        .args(["-i", device, "--no-promiscuous-mode", "-n", "-l"])
+        .args(["-Z", "root", "arp or icmp6"])
         .stdin(Stdio::null())
         .stdout(File::create(&heard)?)
         .stderr(File::create(&said)?);
     let tcpdump = netns.spawn(&mut tcpdump)?;
     until(PATIENCE, || {
         let said = fs::read_to_string(&said)?;
-        ensure!(said.contains("listening on eth0"), "{said}");
+        ensure!(said.contains(&format!("listening on {device}")), "{said}");
         Ok(())
     })?;
     Ok((tcpdump, heard))
@@ -174,16 +178,16 @@ fn listen(netns: &Netns, folder: &Folder) -> Result<(Process, PathBuf)> {
 
 /// The segment without its balancer. Lines: `ask` where nobody answers yet, `requests`, and `busy`, which goes on until
 /// the next line.
-pub fn surround() -> Result<()> {
+pub fn surround(link: Link) -> Result<()> {
     let router = topology::router()?;
-    Link::Plain.plug(&router)?;
-    router.ip(["link set eth0 master lan"])?;
+    link.plug(&router)?;
+    router.ip([&*format!("link set {} master lan", link.device())])?;
     let client = topology::on_lan(&router, "c1", 7)?;
     let folder = Folder::create("far")?;
     let mut running = Vec::new();
     for number in 1..=BACKENDS {
         let host = topology::backend(&router, number)?;
-        let servers = Servers::start(&host, &folder, Way::Nat)?;
+        let servers = serve(&host, &folder)?;
         running.push((host, servers));
     }
     say("done");

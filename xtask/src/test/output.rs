@@ -4,6 +4,7 @@
 //! lines come from `--show-output`, under the heading of the test that wrote them.
 
 use crate::contract::results::Results;
+use anyhow::Result;
 
 /// Sum of one or more test binaries.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -37,6 +38,20 @@ impl Tally {
         self.skipped.extend(other.skipped);
         self.failures.extend(other.failures);
         self.results.extend(other.results);
+    }
+
+    /// Adds a test that failed.
+    pub(crate) fn fail(&mut self, name: impl Into<String>) {
+        self.failed += 1;
+        self.failures.push(name.into());
+    }
+
+    /// The same for a part that came to no end.
+    pub(crate) fn note(&mut self, part: &str, done: Result<()>) {
+        if let Err(error) = done {
+            eprintln!("{part}: {error:#}");
+            self.fail(part);
+        }
     }
 
     /// `N passed, M failed`, and `, K skipped` if any.

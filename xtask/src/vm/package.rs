@@ -7,12 +7,14 @@ mod scripts;
 use super::{
     image::{Image, PUT},
     lab::{Lab, Work},
-    segment,
     steps::Steps,
     suite,
-    traffic::{Side, Wires},
+    traffic::{Side, Wires, hand_on},
 };
-use crate::{dist, setup, test::output::Tally};
+use crate::{
+    dist, setup,
+    test::output::{Reader, Tally},
+};
 use anyhow::{Result, ensure};
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -38,10 +40,7 @@ pub(crate) fn run(series: &str) -> Result<Tally> {
     let wires = Wires::lay(&installed)?;
     let machine = installed.boot("installed", &wires.nics(false), wires.netns())?;
     eprintln!("vm: package: systemd is up after {:.1} s", machine.booted);
-    let world = Side {
-        machine: around.boot("world", &wires.nics(true), wires.netns())?,
-        name: "world",
-    };
+    let world = Side::boot(&around, &wires, "world")?;
     let mut pair = Pair {
         steps: Steps::on(machine, "package", scripts::PRELUDE, scripts::LOG),
         world,
@@ -134,7 +133,10 @@ impl Pair {
     /// What the world does, as tests of their own names.
     fn asked(&mut self, line: &str, answer: &str, when: &str) -> Result<bool> {
         let said = self.world.step(line, answer)?;
-        let tally = segment::results(&said, &format!("package::{when}"));
+        let mut reader = Reader::default();
+        let under = format!("package::{when}");
+        hand_on(&said, &under, &mut |line| reader.line(line));
+        let tally = reader.finish();
         if tally.ran() {
             eprintln!("vm: package: {when}: {}", tally.line());
         }

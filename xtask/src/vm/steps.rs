@@ -55,9 +55,7 @@ impl Steps {
         match done {
             Ok(()) => self.sum.passed += 1,
             Err(error) => {
-                self.sum.failed += 1;
-                let failure = format!("{}: {title}", self.under);
-                self.sum.failures.push(failure);
+                self.sum.fail(format!("{}: {title}", self.under));
                 let log = self.machine.run(self.log, PATIENCE);
                 eprintln!("{error:#}\n{}", log.unwrap_or_default());
                 return false;

@@ -8,13 +8,14 @@ use super::{
 use crate::test::output::{Reader, Tally};
 use anyhow::{Context as _, Result, bail};
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     process::{self, Command},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Link, mode, and whether every test run wants it.
-const SCENARIOS: [(&str, &str, bool); 10] = [
+const SCENARIOS: [(&str, &str, bool); 12] = [
     ("plain", "nat", true),
     ("plain", "ipip4", false),
     ("plain", "ipip6", true),
@@ -25,91 +26,136 @@ const SCENARIOS: [(&str, &str, bool); 10] = [
     ("qinq", "ipip6", false),
     ("bond", "nat", false),
     ("bondvlan", "nat", false),
+    ("segment", "nat", true),
+    ("vlansegment", "nat", false),
 ];
 
-/// For setting up one side, or for one side's requests.
-const PATIENCE: Duration = Duration::from_mins(3);
+/// For setting up one side, or for one side's requests: longer than what `lb_tests` waits for on a slow machine, which
+/// says more about it.
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// [`PATIENCE`] in tenths of a second.
 const TRIES: u64 = PATIENCE.as_secs() * 10;
 
-/// Runs the scenarios, or the `core` ones. Seconds that a boot took, and the results.
-pub(super) fn run(lab: &Lab<'_>, core: bool) -> Result<(f64, Tally)> {
+/// What two VMs had to say.
+#[derive(Debug, Default)]
+pub(super) struct Results {
+    /// Seconds that a boot took.
+    pub(super) boot: f64,
+    /// Driver and mode of each uplink that the program was on, as the kernel has them.
+    pub(super) modes: BTreeSet<String>,
+    pub(super) tally: Tally,
+}
+
+/// Which scenarios to run.
+#[derive(Clone, Copy)]
+pub(super) struct Choice<'a> {
+    pub(super) core: bool,
+    /// Only over these links; over all if there is none.
+    pub(super) links: &'a [String],
+}
+
+impl Choice<'_> {
+    fn wants(self, link: &str, core: bool) -> bool {
+        (core || !self.core)
+            && (self.links.is_empty() || self.links.iter().any(|only| only == link))
+    }
+}
+
+/// Runs the scenarios, each to its end whatever becomes of the others.
+pub(super) fn run(lab: &Lab<'_>, choice: Choice<'_>, results: &mut Results) -> Result<()> {
     let wires = Wires::lay(lab)?;
-    let boot = || -> Result<(Side, Side)> {
-        let side = |name, world| -> Result<Side> {
-            let machine = lab.boot(name, &wires.nics(world), wires.netns())?;
-            Ok(Side { machine, name })
-        };
-        Ok((side("balancer", false)?, side("world", true)?))
-    };
-    let (mut balancer, mut world) = boot()?;
-    let mut sum = Tally::default();
-    for (link, way, wanted) in SCENARIOS {
-        if core && !wanted {
+    let mut sides = None;
+    for (link, way, core) in SCENARIOS {
+        if !choice.wants(link, core) {
             continue;
         }
+        let (mut balancer, mut world) = match sides.take() {
+            Some(sides) => sides,
+            None => (
+                Side::boot(lab, &wires, "balancer")?,
+                Side::boot(lab, &wires, "world")?,
+            ),
+        };
+        results.boot = results.boot.max(world.machine.booted);
+        let begin = Instant::now();
         let mut reader = Reader::default();
-        let done = scenario(&mut balancer, &mut world, link, way, |line| {
-            reader.line(line);
-        });
+        let mut modes = BTreeSet::new();
+        let done = {
+            let mut line = |line: &str| {
+                reader.line(line);
+                modes.extend(line.strip_prefix("XDP: ").map(str::to_owned));
+            };
+            if link.ends_with("segment") {
+                segment::run(&mut balancer, &mut world, link, &mut line)
+            } else {
+                scenario(&mut balancer, &mut world, link, way, &mut line)
+            }
+        };
         let mut tally = reader.finish();
         match done {
-            Ok(()) => tally.passed += 1,
-            Err(error) => {
-                eprintln!("{link}::{way}: {error:#}");
-                tally.failed += 1;
-                tally.failures.push(format!("{link}::{way}"));
+            Ok(steps) => tally.passed += steps,
+            Err(error) => tally.note(&format!("{link}::{way}"), Err(error)),
+        }
+        // Where something failed, who knows what still runs: the next scenario shall not suffer from it.
+        if tally.failed == 0 {
+            let ended = balancer.end().and(world.end());
+            if ended.is_ok() {
+                sides = Some((balancer, world));
             }
+            tally.note(&format!("{link}::{way}::end"), ended);
         }
-        let whole = tally.failed == 0;
-        eprintln!("vm: {link}, {way}: {}", tally.line());
-        sum.absorb(tally);
-        if whole {
-            balancer.end().and(world.end())?;
-        } else {
-            // Who knows what still runs: the next scenario shall not suffer from it.
-            drop((balancer, world));
-            (balancer, world) = boot()?;
-        }
+        let seconds = begin.elapsed().as_secs_f64();
+        eprintln!("vm: {link}, {way}: {}, {seconds:.0} s", tally.line());
+        results.modes.append(&mut modes);
+        results.tally.absorb(tally);
     }
-    sum.absorb(segment::run(&mut balancer, &mut world)?);
-    Ok((world.machine.booted, sum))
+    Ok(())
 }
 
 /// Sets both sides up, lets the clients ask and the balancer look at itself in the end: its program is native still, and
-/// its stack has seen nothing of all that.
+/// its stack has seen nothing of all that. Where a kernel has no XDP for a link, the balancer says so in its time, and
+/// nobody asks. The number of tests that this itself is.
 fn scenario(
     balancer: &mut Side,
     world: &mut Side,
     link: &str,
     way: &str,
-    mut line: impl FnMut(&str),
-) -> Result<()> {
+    line: &mut impl FnMut(&str),
+) -> Result<usize> {
     world.start(link, way)?;
     world.wait("ready")?;
     balancer.start(link, way)?;
-    balancer.wait("ready")?;
+    let begun = balancer.wait("ready")?;
+    if begun.contains("stands_aside_and_says_why") {
+        balancer.close()?;
+        hand_on(&balancer.wait("done")?, &format!("{link}::{way}"), line);
+        return Ok(1);
+    }
     world.go()?;
     let said = world.wait("test result: ");
     balancer.close()?;
     let looked = balancer.wait("done")?;
     let said = said.with_context(|| looked.clone())?;
-    for said in said.lines() {
-        match said.strip_prefix("test ") {
-            Some(name) if !name.starts_with("result: ") => {
-                line(&format!("test {link}::{way}::{name}"));
-            }
-            _ => line(said),
-        }
-        if !said.ends_with("... ok") && !said.starts_with("test result: ") && said != "ready" {
-            eprintln!("{said}");
-        }
-    }
+    hand_on(&said, &format!("{link}::{way}"), line);
+    looked.lines().for_each(line);
     if said.contains("... FAILED") {
         eprintln!("{looked}");
     }
-    Ok(())
+    Ok(1)
+}
+
+/// Hands lines on, with names of tests under this one; those of a failed test go to stderr, too.
+pub(super) fn hand_on(said: &str, under: &str, line: &mut impl FnMut(&str)) {
+    for said in said.lines() {
+        match said.strip_prefix("test ") {
+            Some(name) if !name.starts_with("result: ") => line(&format!("test {under}::{name}")),
+            _ => line(said),
+        }
+    }
+    if said.contains("... FAILED") {
+        eprintln!("{said}");
+    }
 }
 
 /// A VM and the program `far` in it.
@@ -119,6 +165,12 @@ pub(super) struct Side {
 }
 
 impl Side {
+    pub(super) fn boot(lab: &Lab<'_>, wires: &Wires, name: &'static str) -> Result<Self> {
+        let nics = wires.nics(name == "world");
+        let machine = lab.boot(name, &nics, wires.netns())?;
+        Ok(Self { machine, name })
+    }
+
     pub(super) fn start(&mut self, link: &str, way: &str) -> Result<()> {
         let name = self.name;
         let script = format!(
