@@ -11,7 +11,7 @@ use std::{
     fmt::Write as _,
     fs,
     io::{BufRead as _, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
 };
@@ -35,57 +35,85 @@ pub(super) fn need() -> Option<String> {
     (!new_enough).then(|| format!("Go {}.{}", GO.0, GO.1))
 }
 
-/// Builds a command of a module into `file`, with a line on stderr now and then.
-pub(super) fn build(module: &Module, package: &str, file: &Path) -> Result<()> {
-    if let Some(need) = need() {
-        bail!(
-            "there is no {need} or later to build it with: install it, or set KUBEBUILDER_ASSETS to a folder with \
-             the programs"
-        );
-    }
-    let begun = Instant::now();
-    let folder = file.parent().context("a file lies in a folder")?;
-    let wrapper = folder.join("module");
-    fs::create_dir_all(&wrapper).with_context(|| wrapper.display().to_string())?;
-    let upstream = upstream(module, &wrapper)?;
-    fs::write(wrapper.join("go.mod"), wrapping(module, &upstream)?)?;
-    // Beside the place first: an interrupted build must not look like a program.
-    let fresh = file.with_extension("new");
-    let mut go = go(&wrapper);
-    go.args(["build", "-v", "-trimpath", "-ldflags", &flags(module), "-o"])
-        .arg(&fresh)
-        .arg(package);
-    compile(&mut go)?;
-    fs::rename(&fresh, file).with_context(|| file.display().to_string())?;
-    eprintln!("cluster: built after {} s", begun.elapsed().as_secs());
-    Ok(())
+/// Where Go puts sources and compiled packages: six GiB for what Kubernetes consists of, which nobody wants again once
+/// the programs are built. So they do not go to the user's own caches; they go with the value.
+#[derive(Debug)]
+pub(super) struct Workshop {
+    folder: PathBuf,
 }
 
-/// Go in the wrapper's folder; whatever the user's settings are, it may complete the wrapper's go.mod and go.sum.
-fn go(wrapper: &Path) -> Command {
-    let mut go = Command::new("go");
-    go.current_dir(wrapper)
-        .env("GOFLAGS", "-mod=mod")
-        .env("GOWORK", "off")
-        .env("CGO_ENABLED", "0")
-        .stdin(Stdio::null());
-    go
+impl Workshop {
+    /// What an interrupted build left there is used.
+    pub(super) fn open(folder: PathBuf) -> Result<Self> {
+        if let Some(need) = need() {
+            bail!(
+                "there is no {need} or later to build it with: install it, or set KUBEBUILDER_ASSETS to a folder \
+                 with the programs"
+            );
+        }
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        Ok(Self { folder })
+    }
+
+    /// Builds a command of a module into `file`, with a line on stderr now and then.
+    pub(super) fn build(&self, module: &Module, package: &str, file: &Path) -> Result<()> {
+        let begun = Instant::now();
+        let folder = file.parent().context("a file lies in a folder")?;
+        let wrapper = folder.join("module");
+        fs::create_dir_all(&wrapper).with_context(|| wrapper.display().to_string())?;
+        let upstream = self.upstream(module, &wrapper)?;
+        fs::write(wrapper.join("go.mod"), wrapping(module, &upstream)?)?;
+        // Beside the place first: an interrupted build must not look like a program.
+        let fresh = file.with_extension("new");
+        let mut go = self.go(&wrapper);
+        go.args(["build", "-v", "-trimpath", "-ldflags", &flags(module), "-o"])
+            .arg(&fresh)
+            .arg(package);
+        compile(&mut go)?;
+        fs::rename(&fresh, file).with_context(|| file.display().to_string())?;
+        eprintln!("cluster: built after {} s", begun.elapsed().as_secs());
+        Ok(())
+    }
+
+    /// Go in the wrapper's folder; whatever the user's settings are, it may complete the wrapper's go.mod and go.sum.
+    /// Sources are read-only to Go unless it is asked otherwise, and could not be removed.
+    fn go(&self, wrapper: &Path) -> Command {
+        let mut go = Command::new("go");
+        go.current_dir(wrapper)
+            .env("GOFLAGS", "-mod=mod -modcacherw")
+            .env("GOMODCACHE", self.folder.join("modules"))
+            .env("GOCACHE", self.folder.join("packages"))
+            .env("GOWORK", "off")
+            .env("CGO_ENABLED", "0")
+            .stdin(Stdio::null());
+        go
+    }
+
+    /// Text of the module's own go.mod.
+    fn upstream(&self, module: &Module, wrapper: &Path) -> Result<String> {
+        let query = format!("{}@{}", module.path, module.version);
+        // The wrapper of an older try may ask for what no longer fits.
+        let old = wrapper.join("go.mod");
+        if old.is_file() {
+            fs::remove_file(&old).with_context(|| old.display().to_string())?;
+        }
+        let mut download = self.go(wrapper);
+        let downloaded = quietly(download.args(["mod", "download", "-json", &query]))?;
+        let answer: Value =
+            serde_json::from_slice(&downloaded).context("go mod download: no JSON")?;
+        let path = answer["GoMod"]
+            .as_str()
+            .context("go mod download: no go.mod")?;
+        fs::read_to_string(path).with_context(|| path.to_owned())
+    }
 }
 
-/// Text of the module's own go.mod.
-fn upstream(module: &Module, wrapper: &Path) -> Result<String> {
-    let query = format!("{}@{}", module.path, module.version);
-    // The wrapper of an older try may ask for what no longer fits.
-    let old = wrapper.join("go.mod");
-    if old.is_file() {
-        fs::remove_file(&old).with_context(|| old.display().to_string())?;
+impl Drop for Workshop {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            eprintln!("cluster: {}: {error}", self.folder.display());
+        }
     }
-    let downloaded = quietly(go(wrapper).args(["mod", "download", "-json", &query]))?;
-    let answer: Value = serde_json::from_slice(&downloaded).context("go mod download: no JSON")?;
-    let path = answer["GoMod"]
-        .as_str()
-        .context("go mod download: no go.mod")?;
-    fs::read_to_string(path).with_context(|| path.to_owned())
 }
 
 /// Runs `go build -v`, which names each package that it compiles.

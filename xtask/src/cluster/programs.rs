@@ -1,6 +1,6 @@
 //! Kubernetes' programs: those in `KUBEBUILDER_ASSETS`, else those that were built once into the cache.
 
-use super::modules::{self, Module};
+use super::modules::{self, Module, Workshop};
 use crate::setup;
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -88,6 +88,10 @@ impl Programs {
             .iter()
             .filter(|source| !programs.of(source).is_file())
             .collect();
+        if lacking.is_empty() {
+            return Ok(programs);
+        }
+        let workshop = Workshop::open(programs.cache.join("go"))?;
         for (number, source) in lacking.iter().enumerate() {
             eprintln!(
                 "cluster: building {} of {} {} ({} of {}; about {} on two cores, once)",
@@ -98,12 +102,13 @@ impl Programs {
                 lacking.len(),
                 source.about,
             );
-            modules::build(
-                &source.module,
-                &source.whole_package(),
-                &programs.of(source),
-            )
-            .with_context(|| source.name)?;
+            workshop
+                .build(
+                    &source.module,
+                    &source.whole_package(),
+                    &programs.of(source),
+                )
+                .with_context(|| source.name)?;
         }
         Ok(programs)
     }
