@@ -20,3 +20,4 @@ pub mod privileges;
 pub mod reconcile;
 pub mod state;
 pub mod supervise;
+pub mod uninstall;

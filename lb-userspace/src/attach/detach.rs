@@ -1,6 +1,6 @@
 //! Leaving the host as it was.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, io::ErrorKind, path::Path};
 
 use super::{
     AttachError, Undone, fit,
@@ -90,8 +90,15 @@ pub fn detach(
         .read_dir()
         .is_ok_and(|mut entries| entries.next().is_none())
     {
-        std::fs::remove_dir(run_root)
-            .map_err(AttachError::system(run_root.display().to_string()))?;
+        match std::fs::remove_dir(run_root) {
+            // In a container it is a volume, and what it is mounted on cannot be written.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ResourceBusy | ErrorKind::ReadOnlyFilesystem
+                ) => {}
+            removed => removed.map_err(AttachError::system(run_root.display().to_string()))?,
+        }
     }
     done.all = true;
     Ok(done)

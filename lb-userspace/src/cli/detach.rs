@@ -1,10 +1,14 @@
 //! `millrace detach`: the host as it was. Needs no agent, and wants none: it would put everything back.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::anyhow;
 
-use super::{Exit, Failure, show::print};
+use super::{Exit, Failure, duration, show::print};
 use crate::attach::{self, AttachError, DEFAULT_PIN_ROOT, DEFAULT_RUN_FOLDER, Detached};
 
 #[derive(clap::Args, Debug)]
@@ -12,6 +16,9 @@ pub(super) struct Args {
     /// Only this interface (may be given again); all by default
     #[arg(long = "interface", value_name = "IF")]
     interfaces: Vec<String>,
+    /// Wait as long as this for an agent that is about to end: 30s, 2m
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
+    wait: Duration,
     /// Folder of the pins
     #[arg(long, value_name = "PATH", env = "MILLRACE_PIN_ROOT", default_value = DEFAULT_PIN_ROOT)]
     pin_root: PathBuf,
@@ -20,9 +27,20 @@ pub(super) struct Args {
     run_folder: PathBuf,
 }
 
+/// Between two looks whether the agent has ended.
+const LOCK_PERIOD: Duration = Duration::from_millis(100);
+
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let only = (!args.interfaces.is_empty()).then_some(args.interfaces.as_slice());
-    let done = attach::detach(&args.pin_root, &args.run_folder, only).map_err(failure)?;
+    let deadline = Instant::now() + args.wait;
+    let done = loop {
+        match attach::detach(&args.pin_root, &args.run_folder, only) {
+            Err(AttachError::Locked { .. }) if Instant::now() < deadline => {
+                thread::sleep(LOCK_PERIOD);
+            }
+            outcome => break outcome.map_err(failure)?,
+        }
+    };
     print(&said(&done))?;
     Ok(Exit::Ok)
 }

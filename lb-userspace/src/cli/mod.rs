@@ -18,11 +18,14 @@ mod services;
 mod show;
 mod status;
 mod table;
+mod uninstall;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 pub use exit::{Exit, ExitWith, Failure};
+
+use crate::config::{Invalid, parse_duration};
 
 /// Where the agent listens when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/millrace.sock";
@@ -81,6 +84,8 @@ enum Verb {
     Confirm,
     /// Take our programs off the interfaces, and everything pinned with the last of them
     Detach(detach::Args),
+    /// Take the agents off a cluster: detach on every node, delete what was installed
+    Uninstall(uninstall::Args),
     /// Say whether this machine is fit, and what would make it so
     Doctor(doctor::Args),
     /// Say whether a configuration is good, and what it would do; nothing changes
@@ -109,6 +114,7 @@ impl Cli {
             Verb::Bypass(args) => bypass::run(args, global),
             Verb::Confirm => confirm::run(global),
             Verb::Detach(args) => detach::run(args),
+            Verb::Uninstall(args) => uninstall::run(args),
             Verb::Doctor(args) => doctor::run(args, global),
             Verb::Check(args) => check::run(args, global),
             Verb::Explain(args) => explain::run(args, global),
@@ -116,6 +122,11 @@ impl Cli {
             Verb::Manual(args) => manual::run(args),
         }
     }
+}
+
+/// `30s`, `2m`: as the configuration has it.
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|Invalid { what, fix }| format!("{what}; {fix}"))
 }
 
 #[cfg(test)]

@@ -10,12 +10,8 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
-use super::{Exit, ExitWith as _, Failure, Global};
-use crate::{
-    attach,
-    config::{Invalid, parse_duration},
-    supervise,
-};
+use super::{Exit, ExitWith as _, Failure, Global, duration};
+use crate::{attach, supervise};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -78,7 +74,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Exit, Failure> {
 
 /// Long enough to type `millrace confirm`, short enough to wait for.
 fn trial(text: &str) -> Result<Duration, String> {
-    let term = parse_duration(text).map_err(|Invalid { what, fix }| format!("{what}; {fix}"))?;
+    let term = duration(text)?;
     let range = Duration::from_secs(1)..=Duration::from_hours(24);
     if range.contains(&term) {
         Ok(term)
