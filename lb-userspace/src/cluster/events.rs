@@ -6,6 +6,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Client,
+    core::Status,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use tokio::{
@@ -84,6 +85,9 @@ pub async fn record(client: Client, node: String, mut warnings: mpsc::Receiver<W
                 tracing::warn!(%error, object = %warning.object, "no event");
                 continue;
             };
+            if is_dying(status) {
+                continue;
+            }
             let what = if status.code == 403 {
                 "no permission to create and patch events.events.k8s.io: apply the ClusterRole of deploy/millrace.yaml"
             } else {
@@ -92,6 +96,14 @@ pub async fn record(client: Client, node: String, mut warnings: mpsc::Receiver<W
             tracing::warn!(message = status.message, object = %warning.object, "{what}");
         }
     }
+}
+
+/// The object's namespace is being deleted, and the object with it: who has every right is refused then, too.
+fn is_dying(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes
+        .into_iter()
+        .any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 fn reference(warning: &Warning) -> ObjectReference {
@@ -162,6 +174,20 @@ mod tests {
         assert_eq!(budget.take(now), now + PAUSE * 2);
         let later = now + PAUSE * 100;
         assert_eq!(budget.take(later), later);
+    }
+
+    /// As the API server says it.
+    #[test]
+    fn a_namespace_that_is_being_deleted_lacks_no_permission() {
+        let status = |reason: &str| -> Status {
+            serde_json::from_value(serde_json::json!({
+                "status": "Failure", "reason": "Forbidden", "code": 403, "message": "",
+                "details": {"causes": [{"reason": reason, "field": "metadata.namespace", "message": ""}]},
+            }))
+            .expect("a status")
+        };
+        assert!(is_dying(&status("NamespaceTerminating")));
+        assert!(!is_dying(&status("Other")));
     }
 
     #[tokio::test]
