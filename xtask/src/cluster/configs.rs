@@ -70,6 +70,8 @@ failCgroupV1: false
 failSwapOn: false
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
+nodeLeaseDurationSeconds: 12
+nodeStatusUpdateFrequency: 4s
 oomScoreAdj: 0
 resolvConf: \"\"
 volumePluginDir: /var/lib/kubelet/plugins-flex

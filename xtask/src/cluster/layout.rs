@@ -153,6 +153,9 @@ impl Node {
 }
 
 /// Commands for `ip -batch`, by place; the router's come first, as they make everybody's `eth0`.
+///
+/// The CNI plugin finds its bridge there. One that it makes has the lowest address of its ports: that changes when a pod
+/// goes, and the others do not find their gateway for a moment.
 pub(super) fn links(layout: &Layout) -> Vec<(String, String)> {
     let mut router = format!(
         "link set lo up\n\
@@ -207,7 +210,12 @@ pub(super) fn links(layout: &Layout) -> Vec<(String, String)> {
             v4: own.v4.as_str(),
             v6: own.v6.as_str(),
         };
-        commands.push((node.name(), host(own, ROUTER, &routes_to_pods(others))));
+        let bridge = format!(
+            "link add cni0 address 02:00:00:00:00:0{} type bridge\n",
+            node.0
+        );
+        let more = bridge + &routes_to_pods(others);
+        commands.push((node.name(), host(own, ROUTER, &more)));
     }
     commands
 }
