@@ -175,20 +175,28 @@ fn repeat(
     all.into_inner().expect("no client panicked")
 }
 
-/// One request; the answer's first word is the backend.
+/// One request; the answer's first word is the backend. To a server in a pod this path is the question for its name, to
+/// the others it is any.
 fn http_once(server: SocketAddr) -> Result<String> {
-    let mut connection = TcpStream::connect_timeout(&server, PATIENCE).context("connect")?;
-    connection.set_read_timeout(Some(PATIENCE))?;
-    connection.write_all(b"GET / HTTP/1.1\r\nHost: who.test\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).context("read")?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no body")?;
-    ensure!(head.starts_with("HTTP/1.1 200 "), "not 200: {head}");
+    let body = http_get(server, "hostname", PATIENCE)?;
     Ok(body
         .split_whitespace()
         .next()
         .context("empty body")?
         .to_owned())
+}
+
+/// The body of what a server answers to `GET /path`, over a connection of its own.
+pub(crate) fn http_get(server: SocketAddr, path: &str, patience: Duration) -> Result<String> {
+    let mut connection = TcpStream::connect_timeout(&server, patience).context("connect")?;
+    connection.set_read_timeout(Some(patience))?;
+    let request = format!("GET /{path} HTTP/1.1\r\nHost: who.test\r\nConnection: close\r\n\r\n");
+    connection.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).context("read")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no body")?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "not 200: {head}");
+    Ok(body.to_owned())
 }
 
 fn udp_once(server: SocketAddr) -> Result<String> {

@@ -26,6 +26,7 @@ use programs::Programs;
 use serde_json::{Value, json};
 use state::State;
 use std::{
+    env,
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
@@ -176,6 +177,8 @@ pub(crate) fn up(folder: &Path, wanted: Up) -> Result<()> {
     let begun = Instant::now();
     let log = folder.join("log");
     fs::create_dir_all(&log).with_context(|| log.display().to_string())?;
+    // Who starts and stops programs for tests.
+    state.tell("xtask", text(&env::current_exe()?)?);
     state.tell("kubectl", text(&programs.file("kubectl")?)?);
     state.tell(
         "kubeconfig",

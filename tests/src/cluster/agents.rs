@@ -1,65 +1,120 @@
 //! Our image in our `DaemonSet`, as `kubectl apply -f deploy/millrace.yaml` brings it.
 
-use std::{net::SocketAddr, process::Command};
+use std::{
+    env,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::symlink,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Cluster, PATIENCE, wait_for};
+use super::{Cluster, PATIENCE};
 use crate::{
-    netns::{run, until},
+    netns::{Folder, until},
     servers::sibling,
 };
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/millrace.yaml");
 const NAMESPACE: &str = "--namespace=millrace-system";
 
+/// Where agents tell of their health and of their counters.
+const OBSERVED: u16 = 9470;
+
 /// Counters of a frontend on one node.
 #[derive(Clone, Copy, Debug)]
 pub struct Served {
     pub new_flows: u64,
     pub replies: u64,
+    /// Backends that get new flows.
+    pub ready: u64,
     /// Packets that were left to kube-proxy, or to the stack.
     pub passed: u64,
 }
 
-/// An agent on every node. On drop the manifest's objects are deleted, and every node is as it was.
+/// An agent on every node.
 #[derive(Debug)]
 pub struct Agents<'a> {
     cluster: &'a Cluster,
 }
 
+/// A test beside our agents, which are installed if they are not there, and stay for the next one. None of them may have
+/// been forbidden anything then: contract A14.1.
+pub fn with_agents(test: impl FnOnce(&Cluster, &Agents<'_>) -> Result<()>) -> Result<()> {
+    let Some(cluster) = Cluster::named()? else {
+        return Ok(());
+    };
+    let agents = cluster.install()?;
+    let done = test(&cluster, &agents);
+    let log = agents.log();
+    done.with_context(|| match &log {
+        Ok(log) => log.clone(),
+        Err(error) => format!("{error:#}"),
+    })?;
+    let log = log?;
+    let forbidden = |line: &&str| line.contains("forbidden") || line.contains("no permission");
+    let lines: Vec<_> = log.lines().filter(forbidden).collect();
+    ensure!(lines.is_empty(), "{}", lines.join("\n"));
+    Ok(())
+}
+
+/// A test of what the cluster does without us.
+pub fn without_agents(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+    let Some(cluster) = Cluster::named()? else {
+        return Ok(());
+    };
+    cluster.uninstall(&[])?;
+    test(&cluster)
+}
+
 impl Cluster {
     /// Applies the manifest and waits until every agent is ready. The nodes have the image already.
-    pub fn install(&self) -> Result<Agents<'_>> {
+    fn install(&self) -> Result<Agents<'_>> {
         let agents = Agents { cluster: self };
         self.kubectl(&["apply", "--filename", MANIFEST])?;
-        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-        let rollout = [
-            "rollout",
-            "status",
-            "daemonset/millrace",
-            NAMESPACE,
-            &timeout,
-        ];
-        if let Err(error) = self.kubectl(&rollout) {
+        if let Err(error) = agents.settled() {
             let said = self.kubectl(&["describe", "pods", NAMESPACE])?;
             let log = agents.log().unwrap_or_default();
             return Err(error.context(format!("{said}\n{log}")));
         }
         Ok(agents)
     }
+
+    /// `kubectl millrace uninstall …`; what it printed.
+    pub fn uninstall(&self, arguments: &[&str]) -> Result<String> {
+        let folder = Folder::create("plugin")?;
+        symlink(sibling("millrace")?, folder.file("kubectl-millrace"))?;
+        let mut command = self.command()?;
+        let path = env::var("PATH").context("PATH")?;
+        command.env("PATH", format!("{}:{path}", folder.path().display()));
+        command.args(["millrace", "uninstall"]).args(arguments);
+        self.control()?.run(&mut command)
+    }
 }
 
 impl Agents<'_> {
+    /// Waits until the agents of all nodes are as the manifest says, and ready.
+    pub fn settled(&self) -> Result<()> {
+        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+        let set = "daemonset/millrace";
+        let rollout = ["rollout", "status", set, NAMESPACE, &timeout];
+        self.cluster.kubectl(&rollout).map(drop)
+    }
+
+    /// Replaces all agents by new ones, as an upgrade does.
+    pub fn restart(&self) -> Result<()> {
+        let restart = ["rollout", "restart", "daemonset/millrace", NAMESPACE];
+        self.cluster.kubectl(&restart)?;
+        self.settled()
+    }
+
     /// The pod of a node.
     fn pod(&self, node: &str) -> Result<String> {
         let field = format!("--field-selector=spec.nodeName={node}");
-        let answer = self
-            .cluster
-            .kubectl(&["get", "pods", NAMESPACE, &field, "--output=json"])?;
-        let list: Value = serde_json::from_str(&answer)?;
-        let name = list["items"][0]["metadata"]["name"].as_str();
+        let pods = self.cluster.list(&["pods", NAMESPACE, &field])?;
+        let running = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+        let pod = pods.iter().find(running);
+        let name = pod.and_then(|pod| pod["metadata"]["name"].as_str());
         Ok(name
             .with_context(|| format!("no agent on {node}"))?
             .to_owned())
@@ -86,31 +141,35 @@ impl Agents<'_> {
         Ok(Served {
             new_flows: count("newFlows")?,
             replies: count("replies")?,
+            ready: count("ready")?,
             passed: passed
                 .map(|reason| reason["packets"].as_u64().unwrap_or_default())
                 .sum(),
         })
     }
 
-    /// Waits until a node's agent knows ready backends of a TCP frontend, and it answers.
+    /// Waits until a node's agent knows ready backends of a TCP frontend, and all requests to it are answered: those that are
+    /// left to kube-proxy, too.
     pub fn serve(&self, node: &str, frontend: SocketAddr) -> Result<()> {
         until(PATIENCE, || {
             let row = self.frontend(node, frontend)?;
             ensure!(row["ready"] != 0, "{row:#}");
             Ok(())
         })?;
-        wait_for(&self.cluster.client, frontend)
+        until(PATIENCE, || self.cluster.answering(frontend).map(drop))
     }
 
     /// A TCP frontend's element of `millrace services`.
     fn frontend(&self, node: &str, frontend: SocketAddr) -> Result<Value> {
-        let answer = self.millrace(node, &["services", "--output=json"])?;
-        let rows: Vec<Value> = serde_json::from_str(&answer).with_context(|| answer.clone())?;
         let name = format!("{frontend}/tcp");
-        let row = rows
-            .into_iter()
-            .find(|row| row["frontend"] == name.as_str());
-        row.with_context(|| format!("{node} does not serve {name}: {answer}"))
+        let mut rows = self.services(node)?.into_iter();
+        let row = rows.find(|row| row["frontend"] == name.as_str());
+        row.with_context(|| format!("{node} does not serve {name}"))
+    }
+
+    fn services(&self, node: &str) -> Result<Vec<Value>> {
+        let answer = self.millrace(node, &["services", "--output=json"])?;
+        serde_json::from_str(&answer).context(answer)
     }
 
     /// What all agents logged.
@@ -120,48 +179,31 @@ impl Agents<'_> {
             .kubectl(&["logs", NAMESPACE, selector, "--prefix", "--tail=-1"])
     }
 
-    /// Deletes what was installed, then takes out of the kernel what outlives agents.
-    pub fn remove(&self) -> Result<()> {
-        self.cluster
-            .kubectl(&["delete", "--ignore-not-found", "--filename", MANIFEST])?;
-        for node in self.cluster.nodes()? {
-            let mut detach = self.cluster.on_node(&node)?;
-            detach.arg(sibling("millrace")?).arg("detach");
-            // The pod is gone from the API before its process is from the node.
-            until(PATIENCE, || run(&mut detach).map(drop)).context(node)?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Agents<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.remove() {
-            eprintln!("{error:#}");
-        }
-    }
-}
-
-impl Cluster {
-    /// Names of all nodes.
-    pub fn nodes(&self) -> Result<Vec<String>> {
-        let places = self.state["places"].as_object().context("places")?;
-        let nodes: Vec<_> = places
-            .keys()
-            .filter(|name| name.starts_with("node"))
-            .cloned()
-            .collect();
-        ensure!(!nodes.is_empty(), "no nodes");
-        Ok(nodes)
+    /// Waits until a node's agent has no TCP frontend of this address any more.
+    pub fn release(&self, node: &str, vip: IpAddr) -> Result<()> {
+        until(PATIENCE, || {
+            let names = self.frontends(node)?;
+            let own = SocketAddr::new(vip, 0).to_string();
+            let own = own.trim_end_matches('0');
+            ensure!(!names.iter().any(|name| name.starts_with(own)), "{names:?}");
+            Ok(())
+        })
     }
 
-    /// A command in a node's network, mounts and processes; its own words are to be added.
-    pub fn on_node(&self, node: &str) -> Result<Command> {
-        let init = &self.state["facts"][format!("{node} init")];
-        let init = init.as_i64().with_context(|| node.to_owned())?;
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--target={init}"));
-        command.args(["--net", "--uts", "--mount", "--pid", "--"]);
-        Ok(command)
+    /// All frontends that a node's agent serves, as `192.0.2.1:80/tcp`.
+    pub fn frontends(&self, node: &str) -> Result<Vec<String>> {
+        let rows = self.services(node)?;
+        let name = |row: &Value| row["frontend"].as_str().map(str::to_owned);
+        rows.iter()
+            .map(|row| name(row).context("frontend"))
+            .collect()
+    }
+
+    /// A sample of what a node's agent tells Prometheus; none if there is no such series.
+    pub fn metric(&self, node: &str, series: &str) -> Result<Option<f64>> {
+        let own = SocketAddr::from(([127, 0, 0, 1], OBSERVED));
+        let text = self.cluster.get_at(node, own, "metrics")?;
+        let sample = text.lines().find_map(|line| line.strip_prefix(series));
+        Ok(sample.map(|sample| sample.trim().parse()).transpose()?)
     }
 }

@@ -19,8 +19,11 @@ const WANTED: cluster::Up = cluster::Up {
 
 /// Whether some of its tests have this in their names. If none has, no cluster is started to find that out.
 pub(super) fn has(root: &Path, filter: &str) -> bool {
-    let file = root.join("tests/tests").join(FILE).with_extension("rs");
-    fs::read_to_string(file).is_ok_and(|text| text.contains(filter))
+    let folder = root.join("tests/tests").join(FILE);
+    let topics = fs::read_dir(&folder).into_iter().flatten().flatten();
+    topics
+        .map(|entry| entry.path())
+        .any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(filter)))
 }
 
 /// The same tests, with a cluster in `folder` while they run.
@@ -63,8 +66,9 @@ fn prepare(folder: &Path) -> Result<()> {
     setup::ensure_for_cluster()?;
     // Of a run that was interrupted.
     cluster::down(folder)?;
-    cluster::up(folder, WANTED)?;
+    // First: two cores are few for a compiler beside a cluster that starts.
     let archive = image::file()?;
     image::make(&archive)?;
+    cluster::up(folder, WANTED)?;
     cluster::load(folder, &archive)
 }

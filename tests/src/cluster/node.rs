@@ -1,0 +1,109 @@
+//! Nodes and programs of the cluster: what a node's kernel has, and what it is like when a program is away.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Cluster, PATIENCE};
+use crate::netns::{run, until};
+
+impl Cluster {
+    /// Names of all nodes.
+    pub fn nodes(&self) -> Result<Vec<String>> {
+        let places = self.state["places"].as_object().context("places")?;
+        let nodes: Vec<_> = places
+            .keys()
+            .filter(|name| name.starts_with("node"))
+            .cloned()
+            .collect();
+        ensure!(!nodes.is_empty(), "no nodes");
+        Ok(nodes)
+    }
+
+    /// A command in a node's network, mounts and processes; its own words are to be added.
+    pub fn on_node(&self, node: &str) -> Result<Command> {
+        let init = &self.state["facts"][format!("{node} init")];
+        let init = init.as_i64().with_context(|| node.to_owned())?;
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--target={init}"));
+        command.args(["--net", "--uts", "--mount", "--pid", "--"]);
+        Ok(command)
+    }
+
+    /// What a server in a pod says to a process of a node's own.
+    pub fn get_at(&self, node: &str, server: SocketAddr, path: &str) -> Result<String> {
+        let url = format!("http://{server}/{path}");
+        let curl = [
+            "curl",
+            "-sS",
+            "--fail",
+            "--globoff",
+            "--max-time",
+            "5",
+            &url,
+        ];
+        run(self.on_node(node)?.args(curl))
+    }
+
+    /// Sends everything for an address to one node.
+    pub fn route(&self, vip: IpAddr, node: &str) -> Result<()> {
+        let gateway = self.address(node, vip.is_ipv6())?;
+        let command = format!("route replace {vip} via {gateway}");
+        self.router.ip([command.as_str()])
+    }
+
+    /// BPF programs at interfaces, and pins: what someone who removed everything of his leaves as it was.
+    pub fn programs_and_pins(&self, node: &str) -> Result<String> {
+        let programs = run(self.on_node(node)?.args(["bpftool", "net", "show"]))?;
+        let pins = run(self.on_node(node)?.args(["find", "/sys/fs/bpf"]))?;
+        Ok(format!("{programs}\n{pins}"))
+    }
+
+    /// Waits until the API server says so of a node.
+    pub fn wait_for_node(&self, node: &str, ready: bool) -> Result<()> {
+        until(PATIENCE, || {
+            let path = "--output=jsonpath={.status.conditions[?(@.type=='Ready')].status}";
+            let status = self.kubectl(&["get", "node", node, path])?;
+            ensure!((status == "True") == ready, "{node}: {status}");
+            Ok(())
+        })
+    }
+
+    /// Kills a program: `node1-kubelet`, `kube-apiserver`, …
+    pub fn stop(&self, program: &str) -> Result<Stopped<'_>> {
+        self.xtask(&["stop", program])?;
+        Ok(Stopped {
+            cluster: self,
+            program: program.to_owned(),
+            away: true,
+        })
+    }
+}
+
+/// A program that was killed. On drop it is started again, whatever became of the test.
+#[derive(Debug)]
+pub struct Stopped<'a> {
+    cluster: &'a Cluster,
+    program: String,
+    away: bool,
+}
+
+impl Stopped<'_> {
+    pub fn start(mut self) -> Result<()> {
+        self.away = false;
+        self.cluster.xtask(&["start", &self.program])
+    }
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        if self.away
+            && let Err(error) = self.cluster.xtask(&["start", &self.program])
+        {
+            eprintln!("{error:#}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! A place for one test's objects: servers in pods, Services with addresses.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{Cluster, PATIENCE, PORT};
+use crate::netns::until;
+
+/// How long a server that is told to end goes on serving: until whoever sends to it has heard of it.
+const LAST_SECONDS: u8 = 5;
+
+/// A Kubernetes namespace, deleted on drop.
+#[derive(Debug)]
+pub struct Space<'a> {
+    pub(super) cluster: &'a Cluster,
+    pub name: String,
+}
+
+impl Space<'_> {
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let own = ["--namespace", &self.name];
+        let whole: Vec<_> = own.iter().chain(arguments).copied().collect();
+        self.cluster.kubectl(&whole)
+    }
+
+    /// So many servers on each node.
+    pub fn spread(&self, name: &str, each: usize) -> Result<()> {
+        self.servers(name, each * self.cluster.nodes()?.len())
+    }
+
+    /// A Deployment of servers, spread over the nodes, all of them ready. Each answers `/hostname` with its pod's name
+    /// and `/clientip` with the address that it sees.
+    pub fn servers(&self, name: &str, replicas: usize) -> Result<()> {
+        let labels = json!({"app": name});
+        let deployment = json!({
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": name, "namespace": self.name},
+            "spec": {
+                "replicas": replicas,
+                "selector": {"matchLabels": labels},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {
+                        "terminationGracePeriodSeconds": LAST_SECONDS + 5,
+                        "topologySpreadConstraints": [{
+                            "maxSkew": 1,
+                            "topologyKey": "kubernetes.io/hostname",
+                            "whenUnsatisfiable": "DoNotSchedule",
+                            "labelSelector": {"matchLabels": labels},
+                        }],
+                        "containers": [{
+                            "name": "server",
+                            "image": self.cluster.fact("server image")?,
+                            "imagePullPolicy": "Never",
+                            "args": [
+                                "netexec",
+                                format!("--http-port={PORT}"),
+                                format!("--udp-port={PORT}"),
+                                format!("--delay-shutdown={LAST_SECONDS}"),
+                            ],
+                            "readinessProbe": {
+                                "httpGet": {"path": "/healthz", "port": PORT},
+                                "periodSeconds": 1,
+                            },
+                        }],
+                    },
+                },
+            },
+        });
+        self.cluster.apply(&deployment.to_string())?;
+        self.settled(name)
+    }
+
+    /// Waits until all pods of a Deployment are as it says, and ready.
+    pub fn settled(&self, name: &str) -> Result<()> {
+        let rollout = format!("deployment/{name}");
+        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+        self.kubectl(&["rollout", "status", &rollout, &timeout])?;
+        Ok(())
+    }
+
+    /// Names of the pods of a Deployment; on one node, or on all.
+    pub fn pods(&self, name: &str, node: Option<&str>) -> Result<BTreeSet<String>> {
+        let selector = format!("--selector=app={name}");
+        let pods = self
+            .cluster
+            .list(&["pods", "--namespace", &self.name, &selector])?;
+        let wanted = |pod: &&Value| node.is_none_or(|node| pod["spec"]["nodeName"] == node);
+        let name = |pod: &Value| {
+            let name = pod["metadata"]["name"].as_str().context("a name")?;
+            Ok(name.to_owned())
+        };
+        pods.iter().filter(wanted).map(name).collect()
+    }
+
+    /// Those that are not on a node.
+    pub fn pods_elsewhere(&self, name: &str, node: &str) -> Result<BTreeSet<String>> {
+        let there = self.pods(name, Some(node))?;
+        Ok(self.pods(name, None)?.difference(&there).cloned().collect())
+    }
+
+    /// Waits until a Deployment has as many pods, all ready.
+    pub fn scale(&self, name: &str, replicas: usize) -> Result<()> {
+        let (deployment, replicas) = (
+            format!("deployment/{name}"),
+            format!("--replicas={replicas}"),
+        );
+        self.kubectl(&["scale", &deployment, &replicas])?;
+        self.settled(name)
+    }
+
+    /// Waits for a Warning event about an object.
+    pub fn warned(&self, reason: &str, object: &str) -> Result<()> {
+        let fields =
+            format!("--field-selector=type=Warning,reason={reason},involvedObject.name={object}");
+        until(PATIENCE, || {
+            let events = self
+                .cluster
+                .list(&["events", "--namespace", &self.name, &fields])?;
+            ensure!(!events.is_empty(), "no event {reason} on {object}");
+            Ok(())
+        })
+    }
+
+    /// Merges `fields` into the spec of an object.
+    pub fn edit(&self, kind: &str, name: &str, fields: &Value) -> Result<()> {
+        let patch = json!({"spec": fields}).to_string();
+        self.kubectl(&["patch", kind, name, "--type=merge", "--patch", &patch])?;
+        Ok(())
+    }
+
+    /// A Service of type `LoadBalancer` for a Deployment of the same name, TCP and UDP 80 on these addresses, which are
+    /// put into its status as an allocator would. `more` are further fields of its spec.
+    pub fn service(&self, name: &str, vips: &[IpAddr], more: &Value) -> Result<()> {
+        let port = |protocol: &str| {
+            json!({
+                "name": protocol.to_lowercase(),
+                "protocol": protocol,
+                "port": 80,
+                "targetPort": PORT,
+            })
+        };
+        let mut spec = json!({
+            "type": "LoadBalancer",
+            "ipFamilyPolicy": "RequireDualStack",
+            "selector": {"app": name},
+            "ports": [port("TCP"), port("UDP")],
+        });
+        let fields = spec.as_object_mut().context("a spec")?;
+        fields.extend(more.as_object().context("fields")?.clone());
+        let service = json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "namespace": self.name},
+            "spec": spec,
+        });
+        self.cluster.apply(&service.to_string())?;
+        self.addresses(name, vips)
+    }
+
+    /// Puts addresses into a Service's status, instead of those that are there.
+    pub fn addresses(&self, name: &str, vips: &[IpAddr]) -> Result<()> {
+        let ingress = vips.iter().map(|vip| json!({"ip": vip})).collect();
+        self.ingress(name, &ingress)
+    }
+
+    /// Elements of `status.loadBalancer.ingress`, as an allocator would write them.
+    pub fn ingress(&self, name: &str, ingress: &Value) -> Result<()> {
+        let status = json!({"status": {"loadBalancer": {"ingress": ingress}}}).to_string();
+        let patch = ["patch", "service", name, "--subresource=status"];
+        self.kubectl(&[&patch[..], &["--type=merge", "--patch", &status]].concat())?;
+        Ok(())
+    }
+}
+
+impl Drop for Space<'_> {
+    fn drop(&mut self) {
+        let delete = ["delete", "namespace", &self.name, "--wait=false"];
+        if let Err(error) = self.cluster.kubectl(&delete) {
+            eprintln!("{error:#}");
+        }
+    }
+}

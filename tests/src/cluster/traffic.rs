@@ -1,0 +1,171 @@
+//! What the client outside asks, and what becomes of it.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, ErrorKind},
+    net::{SocketAddr, TcpStream, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::{Cluster, PATIENCE};
+use crate::{
+    clients::{self, Answers, http_get},
+    netns::until,
+};
+
+/// Requests until each of a few servers has had its turn, if they are chosen at random: 2^-60 of all runs miss one of two.
+const REQUESTS: usize = 60;
+
+/// For an answer: a SYN may have to be sent twice.
+const SHORTLY: Duration = Duration::from_secs(5);
+
+/// Silence that is long enough to be meant.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// Between a client's requests under load: the two cores are for the cluster.
+const PACE: Duration = Duration::from_millis(10);
+
+/// How an attempt to connect ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    Answered,
+    Refused,
+    Silent,
+}
+
+impl Cluster {
+    /// Who answers the client's requests, each of which comes over a connection of its own, and how many those were.
+    pub fn answering(&self, server: SocketAddr) -> Result<BTreeSet<String>> {
+        let answers = clients::http(&self.client, server, REQUESTS, 2);
+        ensure!(answers.failures.is_empty(), "{server}: {answers:?}");
+        ensure!(answers.answered() == REQUESTS, "{server}: {answers:?}");
+        Ok(answers.by_backend.into_keys().collect())
+    }
+
+    /// How many requests [`Self::answering`] sends.
+    pub const REQUESTS: u64 = REQUESTS as u64;
+
+    /// What a server in a pod says to `GET /path`: `hostname`, `clientip`, …
+    pub fn get(&self, server: SocketAddr, path: &str) -> Result<String> {
+        self.client.enter(|| http_get(server, path, SHORTLY))
+    }
+
+    /// A socket with a port of its own, for as long as it lives.
+    pub fn datagrams(&self, server: SocketAddr) -> Result<Datagrams> {
+        self.client.enter(|| {
+            let own = match server {
+                SocketAddr::V4(_) => "0.0.0.0:0",
+                SocketAddr::V6(_) => "[::]:0",
+            };
+            let socket = UdpSocket::bind(own)?;
+            socket.connect(server)?;
+            Ok(Datagrams { socket })
+        })
+    }
+
+    /// Waits until a server answers at all: kube-proxy may not know it yet.
+    pub fn wait_for(&self, server: SocketAddr) -> Result<()> {
+        until(PATIENCE, || self.get(server, "hostname").map(drop))
+    }
+
+    /// Servers see the client's own address, over TCP and UDP.
+    pub fn ensure_seen(&self, server: SocketAddr) -> Result<()> {
+        let client = self.address("client", server.is_ipv6())?;
+        for seen in [
+            self.get(server, "clientip")?,
+            self.datagrams(server)?.ask("clientip")?,
+        ] {
+            let seen: SocketAddr = seen.trim().parse().with_context(|| seen.clone())?;
+            ensure!(seen.ip() == client, "{server}: {seen}");
+        }
+        Ok(())
+    }
+
+    /// How one attempt to connect ends.
+    pub fn reach(&self, server: SocketAddr) -> Result<Reach> {
+        let tried = self
+            .client
+            .enter(|| TcpStream::connect_timeout(&server, SILENCE));
+        match tried.map_err(|error| error.kind()) {
+            Ok(_) => Ok(Reach::Answered),
+            Err(ErrorKind::ConnectionRefused) => Ok(Reach::Refused),
+            Err(ErrorKind::TimedOut) => Ok(Reach::Silent),
+            Err(other) => bail!("{server}: {other}"),
+        }
+    }
+
+    /// Waits until attempts to connect end so.
+    pub fn wait_until(&self, wanted: Reach, server: SocketAddr) -> Result<()> {
+        until(PATIENCE, || {
+            let reach = self.reach(server)?;
+            ensure!(reach == wanted, "{server}: {reach:?}, not {wanted:?}");
+            Ok(())
+        })
+    }
+
+    /// Requests to each of the servers all the time while `work` is done; it is an error if one fails.
+    pub fn under_load<T>(
+        &self,
+        servers: &[SocketAddr],
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let going = AtomicBool::new(true);
+        let wanted = || {
+            thread::sleep(PACE);
+            going.load(Ordering::Relaxed)
+        };
+        let (done, answers) = thread::scope(|scope| {
+            let clients: Vec<_> = servers
+                .iter()
+                .map(|&server| {
+                    scope.spawn(move || clients::http_while(&self.client, server, 1, wanted))
+                })
+                .collect();
+            let done = work();
+            going.store(false, Ordering::Relaxed);
+            let answers = clients.into_iter().map(|one| one.join().expect("a client"));
+            (done, answers.collect::<Vec<Answers>>())
+        });
+        for (server, answers) in servers.iter().zip(&answers) {
+            eprintln!("{server}: {} requests", answers.answered());
+        }
+        let done = done?;
+        for (server, answers) in servers.iter().zip(&answers) {
+            ensure!(answers.failures.is_empty(), "{server}: {answers:?}");
+            ensure!(answers.answered() > 0, "{server}: no request");
+        }
+        Ok(done)
+    }
+}
+
+/// A client's UDP socket.
+#[derive(Debug)]
+pub struct Datagrams {
+    socket: UdpSocket,
+}
+
+impl Datagrams {
+    /// What the server says to a datagram: `hostname` or `clientip`.
+    pub fn ask(&self, question: &str) -> Result<String> {
+        self.socket.set_read_timeout(Some(SHORTLY))?;
+        self.socket.send(question.as_bytes())?;
+        let mut answer = [0; 256];
+        let length = self.socket.recv(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+    }
+
+    /// Whether a question was answered by an ICMP error: port unreachable.
+    pub fn ensure_refused(&self) -> Result<()> {
+        let error = match self.ask("hostname") {
+            Ok(answer) => bail!("answered by {answer}"),
+            Err(error) => error,
+        };
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        ensure!(kind == Some(ErrorKind::ConnectionRefused), "{error:#}");
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! `kubectl millrace uninstall`: nodes and Services are as they were.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{
+    cluster::{Cluster, PATIENCE, vips, with_agents, without_agents},
+    netns::until,
+};
+use serde_json::json;
+
+/// What each node's kernel has without us.
+fn before() -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    without_agents(|cluster| {
+        for node in cluster.nodes()? {
+            found.insert(node.clone(), cluster.programs_and_pins(&node)?);
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+fn ensure_as_before(cluster: &Cluster, before: &BTreeMap<String, String>) -> Result<()> {
+    for (node, before) in before {
+        let after = cluster.programs_and_pins(node)?;
+        ensure!(after == *before, "{node}: {after}, before: {before}");
+    }
+    let namespaces = cluster.kubectl(&["get", "namespaces,clusterroles,clusterrolebindings"])?;
+    ensure!(!namespaces.contains("millrace"), "{namespaces}");
+    Ok(())
+}
+
+#[test]
+fn uninstalled_leaves_every_node_as_it_was_and_kube_proxy_serves() -> Result<()> {
+    let before = before()?;
+    with_agents(|cluster, agents| {
+        let space = cluster.space("uninstalled")?;
+        space.spread("web", 1)?;
+        space.service("web", &vips(60), &json!({}))?;
+        let pods = space.pods("web", None)?;
+        let servers = vips(60).map(|vip| SocketAddr::new(vip, 80));
+        for server in servers {
+            cluster.route(server.ip(), "node1")?;
+            agents.serve("node1", server)?;
+        }
+        for node in cluster.nodes()? {
+            let with = cluster.programs_and_pins(&node)?;
+            ensure!(with.contains("/sys/fs/bpf/millrace"), "{node}: {with}");
+        }
+        let plan = cluster.uninstall(&["--dry-run"])?;
+        for line in [
+            "detach on node1",
+            "delete daemonset millrace-system/millrace",
+        ] {
+            ensure!(plan.lines().any(|one| one == line), "{plan}");
+        }
+        for server in servers {
+            agents.serve("node1", server)?;
+        }
+        cluster.uninstall(&[])?;
+        ensure_as_before(cluster, &before)?;
+        for server in servers {
+            let answered = cluster.answering(server)?;
+            ensure!(answered == pods, "{server}: {answered:?} of {pods:?}");
+        }
+        let again = cluster.uninstall(&[])?;
+        ensure!(again == "nothing of ours is installed\n", "{again}");
+        Ok(())
+    })
+}
+
+/// While a node is away, its pods get nothing new, and uninstalling says what is to be done. When it is back, it does by
+/// itself what it was told.
+///
+/// A4.1
+#[test]
+fn a_node_that_is_away_is_named_and_detaches_when_it_is_back() -> Result<()> {
+    let before = before()?;
+    with_agents(|cluster, agents| {
+        let space = cluster.space("away")?;
+        space.spread("web", 1)?;
+        space.service("web", &vips(61), &json!({}))?;
+        let servers = vips(61).map(|vip| SocketAddr::new(vip, 80));
+        for server in servers {
+            cluster.route(server.ip(), "node1")?;
+            agents.serve("node1", server)?;
+        }
+        let stay = space.pods_elsewhere("web", "node2")?;
+        let kubelet = cluster.under_load(&servers, || {
+            let kubelet = cluster.stop("node2-kubelet")?;
+            cluster.wait_for_node("node2", false)?;
+            for server in servers {
+                until(PATIENCE, || {
+                    let answered = cluster.answering(server)?;
+                    ensure!(answered == stay, "{server}: {answered:?} of {stay:?}");
+                    Ok(())
+                })?;
+            }
+            Ok(kubelet)
+        })?;
+        let refused = cluster
+            .uninstall(&["--timeout=20s"])
+            .err()
+            .context("node2 is away")?;
+        let refused = format!("{refused:#}");
+        for part in [
+            "node2: the node is not ready",
+            "crictl stopp",
+            "--leave NODE",
+        ] {
+            ensure!(refused.contains(part), "{refused}");
+        }
+        ensure!(!refused.contains("node1:"), "{refused}");
+        kubelet.start()?;
+        cluster.wait_for_node("node2", true)?;
+        cluster.uninstall(&[])?;
+        ensure_as_before(cluster, &before)
+    })
+}
