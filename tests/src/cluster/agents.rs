@@ -156,6 +156,7 @@ impl Agents<'_> {
             ensure!(row["ready"] != 0, "{row:#}");
             Ok(())
         })?;
+        self.cluster.wait_for(frontend)?;
         until(PATIENCE, || self.cluster.answering(frontend).map(drop))
     }
 

@@ -55,6 +55,23 @@ impl Cluster {
         self.router.ip([command.as_str()])
     }
 
+    /// Makes all nodes forget packets to a VIP that came before kube-proxy knew it. Connection tracking keeps each of them
+    /// for two minutes as a connection that is not translated, and a SYN from the same port would go nowhere until then.
+    pub(super) fn forget_early_packets(&self, vip: IpAddr) -> Result<()> {
+        let family = if vip.is_ipv6() { "ipv6" } else { "ipv4" };
+        let vip = vip.to_string();
+        let delete = ["conntrack", "--delete", "--family", family];
+        let untranslated = ["--orig-dst", &vip, "--reply-src", &vip];
+        for node in self.nodes()? {
+            let mut command = self.on_node(&node)?;
+            let output = command.args(delete).args(untranslated).output()?;
+            // 1: there are none.
+            let done = matches!(output.status.code(), Some(0 | 1));
+            ensure!(done, "{node}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
     /// BPF programs at interfaces, and pins: what someone who removed everything of his leaves as it was.
     pub fn programs_and_pins(&self, node: &str) -> Result<String> {
         let programs = run(self.on_node(node)?.args(["bpftool", "net", "show"]))?;

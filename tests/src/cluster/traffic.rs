@@ -69,7 +69,8 @@ impl Cluster {
 
     /// Waits until a server answers at all: kube-proxy may not know it yet.
     pub fn wait_for(&self, server: SocketAddr) -> Result<()> {
-        until(PATIENCE, || self.get(server, "hostname").map(drop))
+        until(PATIENCE, || self.get(server, "hostname").map(drop))?;
+        self.forget_early_packets(server.ip())
     }
 
     /// Servers see the client's own address, over TCP and UDP.
@@ -104,7 +105,8 @@ impl Cluster {
             let reach = self.reach(server)?;
             ensure!(reach == wanted, "{server}: {reach:?}, not {wanted:?}");
             Ok(())
-        })
+        })?;
+        self.forget_early_packets(server.ip())
     }
 
     /// Requests to each of the servers all the time while `work` is done; it is an error if one fails.
