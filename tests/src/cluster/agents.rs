@@ -200,6 +200,12 @@ impl Agents<'_> {
             .collect()
     }
 
+    /// A node's agent calls itself healthy.
+    pub fn ensure_healthy(&self, node: &str) -> Result<()> {
+        let own = SocketAddr::from(([127, 0, 0, 1], OBSERVED));
+        self.cluster.get_at(node, own, "healthz").map(drop)
+    }
+
     /// A sample of what a node's agent tells Prometheus; none if there is no such series.
     pub fn metric(&self, node: &str, series: &str) -> Result<Option<f64>> {
         let own = SocketAddr::from(([127, 0, 0, 1], OBSERVED));

@@ -89,13 +89,20 @@ impl Cluster {
         })
     }
 
-    /// Kills a program: `node1-kubelet`, `kube-apiserver`, …
+    /// Kills a program: `kube-apiserver`, `etcd`, `node1-kubelet`, …
     pub fn stop(&self, program: &str) -> Result<Stopped<'_>> {
         self.xtask(&["stop", program])?;
         Ok(Stopped {
             cluster: self,
             program: program.to_owned(),
             away: true,
+        })
+    }
+
+    /// The API server answers as someone who has all he needs.
+    pub fn wait_for_api(&self) -> Result<()> {
+        until(PATIENCE, || {
+            self.kubectl(&["get", "--raw=/readyz"]).map(drop)
         })
     }
 }
