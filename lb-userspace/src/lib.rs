@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod health;
 pub mod hostile;
 pub mod lease;
+pub mod memory;
 pub mod net;
 pub mod notify;
 pub mod observe;

@@ -27,6 +27,7 @@ use crate::{
     dataplane::Bpf,
     desired::{self, kubernetes::HealthChecks},
     health::{Prober, Tcp},
+    memory,
     net::{self, Facts},
     notify::{Manager, Phase},
     observe::{self, HealthPorts, MetricsEnd, Socket, SocketError},
@@ -71,6 +72,7 @@ const PACKET_LOG_PERIOD: Duration = Duration::from_millis(20);
 /// # Errors
 /// What keeps it from starting, with its exit code. Later trouble is logged, shown and tried again.
 pub fn run(options: &Options) -> Result<(), Failure> {
+    memory::give_back();
     let file = options.config.display().to_string();
     let text = reconcile::read(&options.config)
         .map_err(anyhow::Error::msg)

@@ -61,14 +61,14 @@ struct Figures {
     change_us: Spread,
     /// Of one processor, at [`RATE`] changes per second: planning, writing, telling.
     processor_percent: f64,
-    /// Anonymous memory of the process in KiB: without any Service, with all of them, and after all changes. The allocator
-    /// keeps what opening the maps has used and gives it out again: an upper bound.
+    /// Anonymous memory of the process in KiB: without any Service, with all of them, and after all changes.
     empty_kib: u64,
     full_kib: u64,
     worn_kib: u64,
 }
 
 fn measure() -> Result<Figures> {
+    lb_userspace::memory::give_back();
     let maps = Maps::open(CONFIG)?;
     let config = Config::parse(CONFIG, "bench.yaml")?;
     let start = Start {

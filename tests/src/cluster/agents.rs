@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{Cluster, PATIENCE};
 use crate::{
-    netns::{Folder, until},
+    netns::{Folder, run, until},
     servers::sibling,
 };
 
@@ -198,6 +198,14 @@ impl Agents<'_> {
         rows.iter()
             .map(|row| name(row).context("frontend"))
             .collect()
+    }
+
+    /// Anonymous memory of a node's agent in KiB, `RssAnon` of its status.
+    pub fn anonymous_kib(&self, node: &str) -> Result<u64> {
+        let script = "grep RssAnon /proc/$(pidof millrace)/status";
+        let line = run(self.cluster.on_node(node)?.args(["sh", "-c", script]))?;
+        let figure = line.split_whitespace().nth(1).context(line.clone())?;
+        Ok(figure.parse()?)
     }
 
     /// A node's agent calls itself healthy.

@@ -31,6 +31,19 @@ fn our_agents_are_ready_on_every_node_and_have_read_the_cluster() -> Result<()> 
     })
 }
 
+/// What a node gives for it while nothing is served.
+#[test]
+fn an_agent_holds_less_than_forty_megabytes() -> Result<()> {
+    with_agents(|cluster, agents| {
+        for node in cluster.nodes()? {
+            let held = agents.anonymous_kib(&node)?;
+            eprintln!("{node}: {held} KiB");
+            ensure!(held < 40 * 1024, "{node}: {held} KiB");
+        }
+        Ok(())
+    })
+}
+
 /// With the policy `Local` each request goes by the packet path of the node that got it, to a pod of that node, which
 /// sees who asks.
 ///
