@@ -152,7 +152,7 @@ impl Figures {
             "a pod in the place of another, until it is in the maps: p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms\n\
              at {RATE} such changes a second: {:.1} % of a processor\n\
              cold start {:.2} s\n\
-             anonymous memory, with what opening the maps left and without a Kubernetes client: {:.1} MiB empty, \
+             anonymous memory, without a Kubernetes client: {:.1} MiB empty, \
              {:.1} MiB full, {:.1} MiB after {CHANGES} changes",
             ms(p50),
             ms(p99),
