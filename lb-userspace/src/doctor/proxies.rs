@@ -47,16 +47,13 @@ impl Proxy {
     pub(super) fn find(folder: &Path) -> Vec<Self> {
         let mut found: Vec<Self> = Vec::new();
         for (kind, below, begin) in PINS {
-            let known = found.iter().any(|proxy| proxy.kind == kind);
-            let Ok(pins) = fs::read_dir(folder.join(below)) else {
+            if found.iter().any(|proxy| proxy.kind == kind) {
                 continue;
-            };
+            }
+            let pins = fs::read_dir(folder.join(below)).into_iter().flatten();
             let names = pins.flatten().map(|pin| pin.file_name());
             let mut names = names.filter_map(|name| name.into_string().ok());
-            if let Some(name) = names
-                .find(|name| name.starts_with(begin))
-                .filter(|_| !known)
-            {
+            if let Some(name) = names.find(|name| name.starts_with(begin)) {
                 let pin = format!("{below}/{name}");
                 found.push(Self { kind, pin });
             }

@@ -170,13 +170,9 @@ async fn send_detachers(
         let made = pods.create(&PostParams::default(), &pod).await;
         made.map_err(failed(format!("a pod for node {node}")))?;
     }
-    let set = Object {
-        api_version: "apps/v1".to_owned(),
-        kind: "DaemonSet".to_owned(),
-        namespace: Some(NAMESPACE.to_owned()),
-        name: DAEMON_SET.to_owned(),
-    };
-    delete(client, &set).await
+    let sets: Api<DaemonSet> = Api::namespaced(client.clone(), NAMESPACE);
+    let deleted = sets.delete(DAEMON_SET, &DeleteParams::background()).await;
+    gone(deleted).map_err(failed(format!("daemonset {NAMESPACE}/{DAEMON_SET}")))
 }
 
 /// Waits for the pods of all nodes.

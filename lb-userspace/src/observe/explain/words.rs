@@ -38,14 +38,7 @@ pub(super) fn explanation(
         let rules = met.and_then(|(_, frontend)| frontend.rules);
         let restricted = matches!(decision.steps.get(at + 1), Some(Step::Source { .. }));
         let open = matches!(step, Step::Frontend { .. }) && !restricted;
-        let allowed = open.then(|| {
-            let why = rules.map(|rules| rules.clients.to_string());
-            row(
-                "source",
-                "allowed",
-                why.unwrap_or_else(|| "no ranges".to_owned()),
-            )
-        });
+        let allowed = open.then(|| source("allowed", rules, "no ranges"));
         for row in names.rows(*step, rules).into_iter().chain(allowed) {
             // What was decided in the driver is decided again on the way through tc.
             if !steps.contains(&row) {
@@ -76,6 +69,12 @@ fn row(step: &str, result: impl Into<String>, why: impl Into<String>) -> view::S
         result: result.into(),
         why: why.into(),
     }
+}
+
+/// What became of the client: by the frontend's rule, or in plain words where it has none.
+fn source(result: &str, rules: Option<FrontendRules>, plain: &str) -> view::Step {
+    let rule = rules.map(|rules| rules.clients.to_string());
+    row("source", result, rule.unwrap_or_else(|| plain.to_owned()))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -164,19 +163,8 @@ impl Names<'_> {
                 }
                 (None, _) => row("frontend", format!("id {id}"), "the agent does not know it"),
             }],
-            Step::Source { allowed } => {
-                let (result, plain) = if allowed {
-                    ("allowed", "in sourceRanges")
-                } else {
-                    ("denied", "not in sourceRanges")
-                };
-                let why = rules.map(|rules| rules.clients.to_string());
-                vec![row(
-                    "source",
-                    result,
-                    why.unwrap_or_else(|| plain.to_owned()),
-                )]
-            }
+            Step::Source { allowed: true } => vec![source("allowed", rules, "in sourceRanges")],
+            Step::Source { allowed: false } => vec![source("denied", rules, "not in sourceRanges")],
             Step::Flow { known: true } => vec![row("flow", "hit", "known flow")],
             Step::Flow { known: false } => vec![row("flow", "miss", "new flow")],
             Step::Slot {
