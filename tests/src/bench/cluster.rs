@@ -41,12 +41,7 @@ const CONFIG: &str = "apiVersion: config.millrace.io/v1alpha1\nkind: MillraceCon
 
 /// Measures and prints.
 pub(super) fn run(json: bool) -> Result<()> {
-    let figures = measure()?;
-    if json {
-        machine::print(&serde_json::to_string_pretty(&figures)?)
-    } else {
-        machine::print(&figures.table())
-    }
+    machine::show(&measure()?, json, Figures::table)
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize)]

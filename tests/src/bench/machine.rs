@@ -8,6 +8,7 @@ use rustix::{
     thread::{CpuSet, sched_setaffinity},
     time::{ClockId, clock_gettime},
 };
+use serde::Serialize;
 
 use crate::netns;
 
@@ -44,6 +45,19 @@ pub(super) fn go_first() -> Result<()> {
 pub(super) fn print(text: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(())
+}
+
+/// Figures as JSON, or as their table.
+pub(super) fn show<T: Serialize>(
+    figures: &T,
+    json: bool,
+    table: impl Fn(&T) -> String,
+) -> Result<()> {
+    if json {
+        print(&serde_json::to_string_pretty(figures)?)
+    } else {
+        print(&table(figures))
+    }
 }
 
 /// What this thread has had of processors so far: what others take is no part of it.

@@ -40,12 +40,7 @@ const SCALE: Scale = Scale {
 
 /// Measures and prints.
 pub(super) fn run(json: bool) -> Result<()> {
-    let figures = measure(SCALE)?;
-    if json {
-        machine::print(&serde_json::to_string_pretty(&figures)?)
-    } else {
-        machine::print(&figures.table())
-    }
+    machine::show(&measure(SCALE)?, json, Figures::table)
 }
 
 /// Times in microseconds.
