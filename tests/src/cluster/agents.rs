@@ -157,7 +157,19 @@ impl Agents<'_> {
             Ok(())
         })?;
         self.cluster.wait_for(frontend)?;
-        until(PATIENCE, || self.cluster.answering(frontend).map(drop))
+        until(PATIENCE, || self.cluster.answering(frontend).map(drop))?;
+        // The first answers may have come by XDP, and kube-proxy have learnt of the VIP since.
+        self.cluster.forget_early_packets(frontend.ip())
+    }
+
+    /// Routes VIPs to node 1 and waits until their TCP port 80 is served there.
+    pub fn serve_vips<const N: usize>(&self, vips: [IpAddr; N]) -> Result<[SocketAddr; N]> {
+        let servers = vips.map(|vip| SocketAddr::new(vip, 80));
+        for server in servers {
+            self.cluster.route(server.ip(), "node1")?;
+            self.serve("node1", server)?;
+        }
+        Ok(servers)
     }
 
     /// A TCP frontend's element of `millrace services`.

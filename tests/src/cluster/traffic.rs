@@ -46,6 +46,17 @@ impl Cluster {
         Ok(answers.by_backend.into_keys().collect())
     }
 
+    /// Waits until these pods answer, each of them and no other.
+    pub fn wait_for_answers(&self, servers: &[SocketAddr], pods: &BTreeSet<String>) -> Result<()> {
+        servers.iter().try_for_each(|&server| {
+            until(PATIENCE, || {
+                let answered = self.answering(server)?;
+                ensure!(answered == *pods, "{server}: {answered:?} of {pods:?}");
+                Ok(())
+            })
+        })
+    }
+
     /// How many requests [`Self::answering`] sends.
     pub const REQUESTS: u64 = REQUESTS as u64;
 

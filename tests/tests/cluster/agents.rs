@@ -1,7 +1,5 @@
 //! Our agents as the manifest brings them: what they are allowed, what they serve, what they leave to kube-proxy.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::cluster::{Cluster, vips, with_agents};
 use serde_json::json;
@@ -56,16 +54,13 @@ fn pods_of_the_node_that_got_the_packet_are_served_by_xdp_and_see_the_client() -
         let policy = json!({"externalTrafficPolicy": "Local"});
         space.service("web", &vips(12), &policy)?;
         let own = space.pods("web", Some("node1"))?;
-        for vip in vips(12) {
-            cluster.route(vip, "node1")?;
-            let server = SocketAddr::new(vip, 80);
-            agents.serve("node1", server)?;
+        for server in agents.serve_vips(vips(12))? {
             let before = agents.served("node1", server)?;
             let answered = cluster.answering(server)?;
-            ensure!(answered == own, "{vip}: {answered:?} of {own:?}");
+            ensure!(answered == own, "{server}: {answered:?} of {own:?}");
             let after = agents.served("node1", server)?;
             let new = after.new_flows - before.new_flows;
-            ensure!(new == Cluster::REQUESTS, "{vip}: {new} by XDP");
+            ensure!(new == Cluster::REQUESTS, "{server}: {new} by XDP");
             ensure!(after.replies - before.replies >= 3 * new, "{after:?}");
             ensure!(after.passed == before.passed, "{before:?}, {after:?}");
             cluster.ensure_seen(server)?;
@@ -84,16 +79,13 @@ fn pods_of_other_nodes_stay_with_kube_proxy() -> Result<()> {
         space.spread("web", 1)?;
         space.service("web", &vips(13), &json!({}))?;
         let pods = space.pods("web", None)?;
-        for vip in vips(13) {
-            cluster.route(vip, "node1")?;
-            let server = SocketAddr::new(vip, 80);
-            agents.serve("node1", server)?;
+        for server in agents.serve_vips(vips(13))? {
             let before = agents.served("node1", server)?;
             let answered = cluster.answering(server)?;
-            ensure!(answered == pods, "{vip}: {answered:?} of {pods:?}");
+            ensure!(answered == pods, "{server}: {answered:?} of {pods:?}");
             let after = agents.served("node1", server)?;
             let new = after.new_flows - before.new_flows;
-            ensure!(new > 0 && new < Cluster::REQUESTS, "{vip}: {new} by XDP");
+            ensure!(new > 0 && new < Cluster::REQUESTS, "{server}: {new} by XDP");
             ensure!(after.passed > before.passed, "{before:?}, {after:?}");
         }
         Ok(())
@@ -114,10 +106,7 @@ fn clients_within_the_cluster_stay_with_kube_proxy() -> Result<()> {
             .pods("web", Some("node1"))?
             .pop_first()
             .context("a pod")?;
-        for vip in vips(14) {
-            cluster.route(vip, "node1")?;
-            let server = SocketAddr::new(vip, 80);
-            agents.serve("node1", server)?;
+        for server in agents.serve_vips(vips(14))? {
             let before = agents.served("node1", server)?;
             let (address, timeout) = (server.to_string(), "--timeout=5s");
             for _ in 0..10 {

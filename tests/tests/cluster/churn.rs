@@ -1,7 +1,5 @@
 //! Pods come and go.
 
-use std::net::SocketAddr;
-
 use anyhow::{Result, ensure};
 use lb_tests::{
     cluster::{PATIENCE, Reach, vips, with_agents},
@@ -20,12 +18,8 @@ fn a_rolling_update_loses_no_request() -> Result<()> {
         space.service("web", &vips(30), &json!({}))?;
         let near = json!({"selector": {"app": "web"}, "externalTrafficPolicy": "Local"});
         space.service("near", &vips(31), &near)?;
-        let mut servers = Vec::new();
-        for vip in [vips(30), vips(31)].concat() {
-            cluster.route(vip, "node1")?;
-            servers.push(SocketAddr::new(vip, 80));
-            agents.serve("node1", SocketAddr::new(vip, 80))?;
-        }
+        let [first, second] = [vips(30), vips(31)].map(|vips| agents.serve_vips(vips));
+        let servers = [first?, second?].concat();
         let old = space.pods("web", None)?;
         cluster.under_load(&servers, || {
             space.kubectl(&["rollout", "restart", "deployment/web"])?;
@@ -48,11 +42,9 @@ fn one_pod_becomes_fifty_then_none_then_one() -> Result<()> {
         let space = cluster.space("scale")?;
         space.servers("web", 1)?;
         space.service("web", &vips(32), &json!({}))?;
-        let servers = vips(32).map(|vip| SocketAddr::new(vip, 80));
+        let servers = agents.serve_vips(vips(32))?;
         let mut clients = Vec::new();
         for server in servers {
-            cluster.route(server.ip(), "node1")?;
-            agents.serve("node1", server)?;
             let client = cluster.datagrams(server)?;
             client.ask("hostname")?;
             clients.push(client);
@@ -109,11 +101,7 @@ fn a_drained_node_loses_no_request() -> Result<()> {
         let space = cluster.space("drain")?;
         space.spread("web", 1)?;
         space.service("web", &vips(33), &json!({}))?;
-        let servers = vips(33).map(|vip| SocketAddr::new(vip, 80));
-        for server in servers {
-            cluster.route(server.ip(), "node1")?;
-            agents.serve("node1", server)?;
-        }
+        let servers = agents.serve_vips(vips(33))?;
         let stay = space.pods_elsewhere("web", "node2")?;
         cluster.under_load(&servers, || {
             let selector = "--pod-selector=app=web";

@@ -1,38 +1,13 @@
 //! Fields of a Service are edited while it serves; what the cluster is told is what clients meet.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use lb_tests::{
-    cluster::{Agents, Cluster, PATIENCE, Reach, vips, with_agents},
+    cluster::{PATIENCE, Reach, vips, with_agents},
     netns::until,
 };
 use serde_json::json;
-
-/// Routes the VIPs of a test to node 1, and waits until they are served there.
-fn served(cluster: &Cluster, agents: &Agents<'_>, number: u8) -> Result<Vec<SocketAddr>> {
-    let server = |vip: IpAddr| {
-        let server = SocketAddr::new(vip, 80);
-        cluster.route(vip, "node1")?;
-        agents.serve("node1", server)?;
-        Ok(server)
-    };
-    vips(number).into_iter().map(server).collect()
-}
-
-/// Waits until exactly these answer.
-fn answer(cluster: &Cluster, servers: &[SocketAddr], pods: &BTreeSet<String>) -> Result<()> {
-    servers.iter().try_for_each(|&server| {
-        until(PATIENCE, || {
-            let answered = cluster.answering(server)?;
-            ensure!(answered == *pods, "{server}: {answered:?} of {pods:?}");
-            Ok(())
-        })
-    })
-}
 
 /// A4.1, A4.2, A4.6, A8.2, A8.4, A10.1
 #[test]
@@ -42,10 +17,10 @@ fn policies_and_affinity_change() -> Result<()> {
         space.spread("web", 2)?;
         space.service("web", &vips(20), &json!({}))?;
         let (all, own) = (space.pods("web", None)?, space.pods("web", Some("node1"))?);
-        let servers = served(cluster, agents, 20)?;
-        answer(cluster, &servers, &all)?;
+        let servers = agents.serve_vips(vips(20))?;
+        cluster.wait_for_answers(&servers, &all)?;
         space.edit("service", "web", &json!({"externalTrafficPolicy": "Local"}))?;
-        answer(cluster, &servers, &own)?;
+        cluster.wait_for_answers(&servers, &own)?;
         for &server in &servers {
             cluster.ensure_seen(server)?;
         }
@@ -59,7 +34,7 @@ fn policies_and_affinity_change() -> Result<()> {
         }
         let fields = json!({"sessionAffinity": "None", "externalTrafficPolicy": "Cluster"});
         space.edit("service", "web", &fields)?;
-        answer(cluster, &servers, &all)
+        cluster.wait_for_answers(&servers, &all)
     })
 }
 
@@ -70,7 +45,7 @@ fn source_ranges_close_and_open_a_frontend() -> Result<()> {
         let space = cluster.space("ranges")?;
         space.spread("web", 1)?;
         space.service("web", &vips(21), &json!({"externalTrafficPolicy": "Local"}))?;
-        let servers = served(cluster, agents, 21)?;
+        let servers = agents.serve_vips(vips(21))?;
         let client = |v6| {
             cluster
                 .address("client", v6)
@@ -103,7 +78,7 @@ fn frontends_come_and_go() -> Result<()> {
         let space = cluster.space("frontends")?;
         space.spread("web", 1)?;
         space.service("web", &vips(22), &json!({}))?;
-        let servers = served(cluster, agents, 22)?;
+        let servers = agents.serve_vips(vips(22))?;
         let pods = space.pods("web", None)?;
         let [v4, v6] = vips(22);
 
@@ -112,16 +87,16 @@ fn frontends_come_and_go() -> Result<()> {
             &json!([{"ip": v4, "ipMode": "Proxy"}, {"ip": v6, "ipMode": "VIP"}]),
         )?;
         agents.release("node1", v4)?;
-        answer(cluster, &servers[1..], &pods)?;
+        cluster.wait_for_answers(&servers[1..], &pods)?;
         space.addresses("web", &vips(22))?;
-        answer(cluster, &servers, &pods)?;
+        cluster.wait_for_answers(&servers, &pods)?;
 
         let port = |name: &str, protocol: &str, port: u16| json!({"name": name, "protocol": protocol, "port": port, "targetPort": 8080});
         let before = [port("tcp", "TCP", 80), port("udp", "UDP", 80)];
         let after = [&before[..], &[port("more", "TCP", 81)]].concat();
         let more: Vec<_> = vips(22).map(|vip| SocketAddr::new(vip, 81)).into();
         space.edit("service", "web", &json!({"ports": after}))?;
-        answer(cluster, &more, &pods)?;
+        cluster.wait_for_answers(&more, &pods)?;
         space.edit("service", "web", &json!({"ports": before}))?;
         for &server in &more {
             cluster.wait_until(Reach::Refused, server)?;
@@ -137,7 +112,7 @@ fn frontends_come_and_go() -> Result<()> {
         }
         space.edit("service", "web", &json!({"type": "LoadBalancer"}))?;
         space.addresses("web", &vips(22))?;
-        answer(cluster, &servers, &pods)
+        cluster.wait_for_answers(&servers, &pods)
     })
 }
 
@@ -152,7 +127,7 @@ fn a_service_that_is_made_anew_under_its_name_inherits_nothing() -> Result<()> {
         space.spread("other", 1)?;
         let local = json!({"externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP"});
         space.service("web", &vips(23), &local)?;
-        let servers = served(cluster, agents, 23)?;
+        let servers = agents.serve_vips(vips(23))?;
         let clients = servers
             .iter()
             .map(|&server| cluster.datagrams(server))
@@ -166,7 +141,7 @@ fn a_service_that_is_made_anew_under_its_name_inherits_nothing() -> Result<()> {
         let others = json!({"externalTrafficPolicy": "Local", "selector": {"app": "other"}});
         space.service("web", &vips(23), &others)?;
         let new = space.pods("other", Some("node1"))?;
-        answer(cluster, &servers, &new)?;
+        cluster.wait_for_answers(&servers, &new)?;
         for client in &clients {
             until(PATIENCE, || {
                 let answered = client.ask("hostname")?;

@@ -1,12 +1,7 @@
 //! Objects that break a rule: each is skipped alone, and told of.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::{
-    cluster::{PATIENCE, vips, with_agents},
-    netns::until,
-};
+use lb_tests::cluster::{vips, with_agents};
 use serde_json::json;
 
 /// A1.8, A2.8, A3.14
@@ -17,11 +12,7 @@ fn what_breaks_a_rule_is_skipped_alone_and_told() -> Result<()> {
         space.spread("web", 1)?;
         // What others claim of the VIP is kube-proxy's to sort out where it serves.
         space.service("web", &vips(40), &json!({"externalTrafficPolicy": "Local"}))?;
-        let servers = vips(40).map(|vip| SocketAddr::new(vip, 80));
-        for server in servers {
-            cluster.route(server.ip(), "node1")?;
-            agents.serve("node1", server)?;
-        }
+        let servers = agents.serve_vips(vips(40))?;
         let pods = space.pods("web", Some("node1"))?;
 
         let one = json!({"ipFamilyPolicy": "SingleStack"});
@@ -80,10 +71,6 @@ fn what_breaks_a_rule_is_skipped_alone_and_told() -> Result<()> {
         space.kubectl(&["delete", "service", "web"])?;
         space.spread("taken", 1)?;
         let taken = space.pods("taken", None)?;
-        until(PATIENCE, || {
-            let answered = cluster.answering(servers[0])?;
-            ensure!(answered == taken, "{answered:?} of {taken:?}");
-            Ok(())
-        })
+        cluster.wait_for_answers(&servers[..1], &taken)
     })
 }

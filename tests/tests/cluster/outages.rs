@@ -37,11 +37,7 @@ fn an_api_server_that_is_away_is_not_missed() -> Result<()> {
         let space = cluster.space("outage")?;
         space.spread("web", 1)?;
         space.service("web", &vips(50), &json!({}))?;
-        let servers = vips(50).map(|vip| SocketAddr::new(vip, 80));
-        for server in servers {
-            cluster.route(server.ip(), "node1")?;
-            agents.serve("node1", server)?;
-        }
+        let servers = agents.serve_vips(vips(50))?;
         let away = cluster.stop("kube-apiserver")?;
         cluster.under_load(&servers, || {
             thread::sleep(outage()?);
@@ -74,11 +70,9 @@ fn agents_are_replaced_under_load() -> Result<()> {
         let space = cluster.space("replaced")?;
         space.spread("web", 2)?;
         space.service("web", &vips(51), &json!({}))?;
-        let servers = vips(51).map(|vip| SocketAddr::new(vip, 80));
+        let servers = agents.serve_vips(vips(51))?;
         let mut clients = Vec::new();
         for server in servers {
-            cluster.route(server.ip(), "node1")?;
-            agents.serve("node1", server)?;
             for _ in 0..8 {
                 clients.push(until(PATIENCE, || {
                     let client = cluster.datagrams(server)?;

@@ -1,12 +1,9 @@
 //! `kubectl millrace uninstall`: nodes and Services are as they were.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::{
-    cluster::{Cluster, PATIENCE, vips, with_agents, without_agents},
-    netns::until,
-};
+use lb_tests::cluster::{Cluster, vips, with_agents, without_agents};
 use serde_json::json;
 
 /// What each node's kernel has without us.
@@ -39,11 +36,7 @@ fn uninstalled_leaves_every_node_as_it_was_and_kube_proxy_serves() -> Result<()>
         space.spread("web", 1)?;
         space.service("web", &vips(60), &json!({}))?;
         let pods = space.pods("web", None)?;
-        let servers = vips(60).map(|vip| SocketAddr::new(vip, 80));
-        for server in servers {
-            cluster.route(server.ip(), "node1")?;
-            agents.serve("node1", server)?;
-        }
+        let servers = agents.serve_vips(vips(60))?;
         for node in cluster.nodes()? {
             let with = cluster.programs_and_pins(&node)?;
             ensure!(with.contains("/sys/fs/bpf/millrace"), "{node}: {with}");
@@ -81,22 +74,12 @@ fn a_node_that_is_away_is_named_and_detaches_when_it_is_back() -> Result<()> {
         let space = cluster.space("away")?;
         space.spread("web", 1)?;
         space.service("web", &vips(61), &json!({}))?;
-        let servers = vips(61).map(|vip| SocketAddr::new(vip, 80));
-        for server in servers {
-            cluster.route(server.ip(), "node1")?;
-            agents.serve("node1", server)?;
-        }
+        let servers = agents.serve_vips(vips(61))?;
         let stay = space.pods_elsewhere("web", "node2")?;
         let kubelet = cluster.under_load(&servers, || {
             let kubelet = cluster.stop("node2-kubelet")?;
             cluster.wait_for_node("node2", false)?;
-            for server in servers {
-                until(PATIENCE, || {
-                    let answered = cluster.answering(server)?;
-                    ensure!(answered == stay, "{server}: {answered:?} of {stay:?}");
-                    Ok(())
-                })?;
-            }
+            cluster.wait_for_answers(&servers, &stay)?;
             Ok(kubelet)
         })?;
         let refused = cluster
