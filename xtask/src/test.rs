@@ -1,19 +1,26 @@
 //! `cargo xtask test`: every check and test, cheap ones first, and one line that sums them up.
 //!
 //! In: the workspace; the root tests are the files of `tests/tests/`, whatever they are called. Out: the tests' own
-//! output, a table of steps, the skipped and failed tests, and as the last line `N passed, M failed`. A check that is
+//! output, a step's whole where several run side by side, a table of steps, the skipped and failed tests, and as the last line `N passed, M failed`. A check that is
 //! no test (formatting, clippy, …) shows only when it fails, as one failure.
 
 mod on_cluster;
 pub(crate) mod output;
 mod steps;
+mod tee;
 mod tolerated;
 
 use crate::{Outcome, cargo, contract, setup};
 use anyhow::{Result, bail};
 use output::Tally;
-use std::{env, process::ExitCode, time::Instant};
-use steps::{Scope, Step};
+use std::{
+    env,
+    io::{self, Write as _},
+    process::ExitCode,
+    thread,
+    time::Instant,
+};
+use steps::{Lane, Scope, Step};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -36,11 +43,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         filter: args.filter.as_deref(),
     };
     let steps = steps::plan(&root, &scope)?;
-    let mut done = Vec::new();
-    for (index, step) in steps.iter().enumerate() {
-        eprintln!("\n== {} ({} of {})", step.name, index + 1, steps.len());
-        done.push(run_step(step)?);
-    }
+    let done = carry_out(&steps)?;
     if let Some(filter) = &args.filter
         && done.iter().all(|one| one.success && !one.tally.ran())
     {
@@ -65,9 +68,49 @@ struct Done<'a> {
     tally: Tally,
 }
 
-fn run_step(step: &Step) -> Result<Done<'_>> {
+/// Runs all steps; results come lane by lane.
+fn carry_out(steps: &[Step]) -> Result<Vec<Done<'_>>> {
+    let of = |lane: Lane| steps.iter().filter(move |step| step.lane == lane);
+    let mut done = of(Lane::Workspace).map(live).collect::<Result<Vec<_>>>()?;
+    let lanes = Lane::SIDE_BY_SIDE.map(|lane| of(lane).collect::<Vec<_>>());
+    let alone = lanes.iter().filter(|lane| !lane.is_empty()).count() < 2;
+    let run: fn(&Step) -> Result<Done<'_>> = if alone { live } else { whole };
+    let lanes = thread::scope(|scope| {
+        let lanes = lanes.map(|lane| scope.spawn(move || lane.into_iter().map(run).collect()));
+        lanes.map(|lane| -> Result<Vec<_>> {
+            let Ok(done) = lane.join() else {
+                bail!("a thread that runs steps ended before them");
+            };
+            done
+        })
+    });
+    for lane in lanes {
+        done.extend(lane?);
+    }
+    Ok(done)
+}
+
+/// Shows the output as it comes.
+fn live(step: &Step) -> Result<Done<'_>> {
+    eprintln!("\n== {}", step.name);
+    run_step(step, &mut io::stdout().lock())
+}
+
+/// Shows the output in one piece when the step has ended: others run beside it.
+fn whole(step: &Step) -> Result<Done<'_>> {
+    eprintln!("\n== {} begins", step.name);
+    let mut output = Vec::new();
+    let done = run_step(step, &mut output);
+    let mut out = io::stdout().lock();
+    writeln!(out, "\n== {} has ended", step.name)?;
+    out.write_all(&output)?;
+    out.flush()?;
+    done
+}
+
+fn run_step<'a>(step: &'a Step, out: &mut dyn io::Write) -> Result<Done<'a>> {
     let start = Instant::now();
-    let (success, tally) = (step.run)()?;
+    let (success, tally) = (step.run)(out)?;
     Ok(Done {
         step,
         seconds: start.elapsed().as_secs_f64(),

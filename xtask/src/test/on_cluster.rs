@@ -2,11 +2,11 @@
 
 use super::{
     output::{Skip, Tally},
-    steps::Step,
+    steps::{Lane, Step},
 };
 use crate::{cluster, image, setup};
 use anyhow::Result;
-use std::{fs, path::Path};
+use std::{fs, io::Write, path::Path};
 
 /// The test file, and the cluster's folder below `target/`: a developer's own cluster is another.
 pub(super) const FILE: &str = "cluster";
@@ -29,7 +29,7 @@ pub(super) fn has(root: &Path, filter: &str) -> bool {
 /// The same tests, with a cluster in `folder` while they run.
 pub(super) fn wrap(tests: Step, folder: &Path) -> Step {
     let folder = folder.to_path_buf();
-    let run = move || {
+    let run = move |out: &mut dyn Write| {
         if let Some(need) = cluster::need()? {
             let skip = Skip {
                 test: FILE.to_owned(),
@@ -44,7 +44,7 @@ pub(super) fn wrap(tests: Step, folder: &Path) -> Step {
             ));
         }
         let done = match prepare(&folder) {
-            Ok(()) => (tests.run)(),
+            Ok(()) => (tests.run)(out),
             Err(error) => {
                 eprintln!("{error:#}");
                 Ok((false, Tally::default()))
@@ -58,6 +58,7 @@ pub(super) fn wrap(tests: Step, folder: &Path) -> Step {
     };
     Step {
         name: FILE.to_owned(),
+        lane: Lane::Cluster,
         run: Box::new(run),
     }
 }

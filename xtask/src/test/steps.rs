@@ -1,26 +1,57 @@
 //! The steps of a test run, in the order of their cost.
 
-use super::{
-    on_cluster,
-    output::{Reader, Tally},
-};
+use super::{on_cluster, output::Tally, tee::tee};
 use crate::{cargo, cluster, dist, lint, vm};
-use anyhow::{Context as _, Result, bail};
-use std::{
-    fs,
-    io::{self, BufRead as _, BufReader, Write},
-    path::Path,
-    process::{Command, Stdio},
-    thread,
-};
+use anyhow::{Context as _, Result};
+use std::{fs, io::Write, path::Path};
 
 pub(super) struct Step {
     pub(super) name: String,
+    pub(super) lane: Lane,
     pub(super) run: Run,
 }
 
-/// Runs the step; says whether it succeeded, and what its tests did.
-type Run = Box<dyn Fn() -> Result<(bool, Tally)>>;
+impl Step {
+    /// A check or a build; what it has to say goes to the terminal at once.
+    fn check(name: &str, run: impl Fn() -> Result<bool> + Send + Sync + 'static) -> Self {
+        Self {
+            name: name.to_owned(),
+            lane: Lane::Workspace,
+            run: Box::new(move |_| Ok((run()?, Tally::default()))),
+        }
+    }
+
+    /// Tests that virtual machines run.
+    fn machines(name: &str, run: impl Fn() -> Result<Tally> + Send + Sync + 'static) -> Self {
+        Self {
+            name: name.to_owned(),
+            lane: Lane::Machines,
+            run: Box::new(move |_| {
+                let tally = run()?;
+                Ok((tally.failed == 0, tally))
+            }),
+        }
+    }
+}
+
+/// Runs the step, writes what its tests wrote, and says whether it succeeded, and what its tests did.
+type Run = Box<dyn Fn(&mut dyn Write) -> Result<(bool, Tally)> + Send + Sync>;
+
+/// Steps of one lane run one after the other. Those of the first run before all others; then the lanes run side by side:
+/// most of what tests do is to wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Lane {
+    /// Checks, builds and tests that take the processors whole.
+    Workspace,
+    /// Namespaces of this kernel.
+    Namespaces,
+    Cluster,
+    Machines,
+}
+
+impl Lane {
+    pub(super) const SIDE_BY_SIDE: [Self; 3] = [Self::Machines, Self::Cluster, Self::Namespaces];
+}
 
 pub(super) struct Scope<'a> {
     pub(super) quick: bool,
@@ -44,77 +75,64 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
     } else if scope.quick {
         files.retain(|file| QUICK.contains(&file.as_str()));
     }
-    let mut steps = Vec::new();
-    if scope.filter.is_none() {
-        steps.extend(lint::checks(scope.quick).into_iter().map(|check| Step {
-            name: check.name.to_owned(),
-            run: Box::new(move || Ok(((check.run)()?, Tally::default()))),
-        }));
-    }
     let filter = scope.filter.filter(|_| named.is_none());
     let millrace = cargo::target_dir()?.join("debug/millrace");
     let package = dist::file(REVISION)?;
     let cluster = cluster::folder(on_cluster::FOLDER)?;
-    let test = |name: &str, target: &[&str], options: &[&str]| {
-        let step = Tests {
-            millrace: &millrace,
-            package: &package,
-            cluster: &cluster,
-            quick: scope.quick,
-            filter,
-        };
-        step.of(name, target, options)
+    let tests = Tests {
+        millrace: &millrace,
+        package: &package,
+        cluster: &cluster,
+        quick: scope.quick,
+        filter,
     };
+    let whole = scope.filter.is_none() && !scope.quick;
+    let mut steps = Vec::new();
+    if scope.filter.is_none() {
+        let checks = lint::checks(scope.quick).into_iter();
+        steps.extend(checks.map(|check| Step::check(check.name, check.run)));
+    }
+    if whole {
+        steps.push(Step::check("documentation", documentation));
+    }
     if named.is_none() {
         let packages = ["lb-common", "lb-userspace", "xtask"].map(|name| ["--package", name]);
-        steps.push(test("unit and property", packages.as_flattened(), &[]));
-    }
-    steps.push(Step {
-        name: "binaries".into(),
-        run: Box::new(|| Ok((binaries(), Tally::default()))),
-    });
-    if named.is_none() {
-        steps.push(test(
-            "harness",
-            &["--package", "lb-tests", "--lib", "--bins"],
-            &SERIAL,
+        steps.push(tests.of(
+            "unit and property",
+            Lane::Workspace,
+            packages.as_flattened(),
+            &[],
         ));
     }
+    steps.push(Step::check("binaries", || Ok(binaries())));
+    if whole {
+        steps.push(Step::check("test binaries", test_binaries));
+    }
+    if files.iter().any(|file| file == PACKAGE) {
+        steps.push(Step::check("making the package", || Ok(packed())));
+    }
+    if named.is_none() {
+        let target = ["--package", "lb-tests", "--lib", "--bins"];
+        steps.push(tests.of("harness", Lane::Namespaces, &target, &SERIAL));
+    }
     for file in files {
-        if file == PACKAGE {
-            steps.push(Step {
-                name: "making the package".into(),
-                run: Box::new(|| Ok((packed(), Tally::default()))),
-            });
-        }
-        let tests = test(&file, &["--package", "lb-tests", "--test", &file], &SERIAL);
+        let target = ["--package", "lb-tests", "--test", &file];
+        let of_file = tests.of(&file, Lane::Namespaces, &target, &SERIAL);
         let asked =
             file == on_cluster::FILE && filter.is_none_or(|filter| on_cluster::has(root, filter));
         steps.push(if asked {
-            on_cluster::wrap(tests, &cluster)
+            on_cluster::wrap(of_file, &cluster)
         } else {
-            tests
+            of_file
         });
     }
-    if scope.filter.is_none() && !scope.quick {
-        steps.push(Step {
-            name: "other kernels".into(),
-            run: Box::new(|| {
-                let tally = vm::table(&vm::Args::core(&KERNELS))?;
-                Ok((tally.failed == 0, tally))
-            }),
-        });
-        steps.push(Step {
-            name: "package on its machine".into(),
-            run: Box::new(|| {
-                let tally = vm::package::run(NEWEST)?;
-                Ok((tally.failed == 0, tally))
-            }),
-        });
-        steps.push(Step {
-            name: "documentation".into(),
-            run: Box::new(documentation),
-        });
+    if whole {
+        steps.push(Step::machines("other kernels", || {
+            vm::table(&vm::Args::core(&KERNELS))
+        }));
+        steps.push(Step::machines("package on its machine", || {
+            vm::package::run(NEWEST)
+        }));
     }
     Ok(steps)
 }
@@ -137,7 +155,7 @@ struct Tests<'a> {
 
 impl Tests<'_> {
     /// `target` chooses packages and binaries for cargo, `options` are libtest's.
-    fn of(&self, name: &str, target: &[&str], options: &[&str]) -> Step {
+    fn of(&self, name: &str, lane: Lane, target: &[&str], options: &[&str]) -> Step {
         let words = ["test", "--no-fail-fast"]
             .iter()
             .chain(target)
@@ -151,7 +169,7 @@ impl Tests<'_> {
         let package = self.package.to_path_buf();
         let cluster = self.cluster.to_path_buf();
         let quick = self.quick;
-        let run = move || {
+        let run = move |out: &mut dyn Write| {
             let mut command = cargo::cargo(&words);
             command.env("MILLRACE_BIN", &millrace);
             command.env("MILLRACE_DEB", &package);
@@ -159,10 +177,11 @@ impl Tests<'_> {
             if quick {
                 command.env("MILLRACE_QUICK", "1");
             }
-            tee(&mut command, &mut io::stdout().lock())
+            tee(&mut command, out)
         };
         Step {
             name: name.to_owned(),
+            lane,
             run: Box::new(run),
         }
     }
@@ -195,12 +214,18 @@ fn binaries() -> bool {
     built.inspect_err(|error| eprintln!("{error:#}")).is_ok()
 }
 
+/// All test files: no compiler is to run beside their tests.
+fn test_binaries() -> Result<bool> {
+    let mut command = cargo::cargo(["test", "--no-run", "--package", "lb-tests"]);
+    Ok(command.status().context("cargo test")?.success())
+}
+
 fn packed() -> bool {
     let made = dist::make(REVISION);
     made.inspect_err(|error| eprintln!("{error:#}")).is_ok()
 }
 
-fn documentation() -> Result<(bool, Tally)> {
+fn documentation() -> Result<bool> {
     let status = cargo::cargo([
         "doc",
         "--quiet",
@@ -214,79 +239,5 @@ fn documentation() -> Result<(bool, Tally)> {
     .env("RUSTDOCFLAGS", "-Dwarnings")
     .status()
     .context("cargo doc")?;
-    Ok((status.success(), Tally::default()))
-}
-
-/// Runs a test command, passes its output on as it comes and reads the results from it.
-///
-/// What a killed test leaves running holds the pipe open, so its end says nothing: behind the command's last line
-/// comes one of ours.
-fn tee(command: &mut Command, out: &mut impl Write) -> Result<(bool, Tally)> {
-    // One pipe for both streams keeps their lines in order.
-    let (output, mut input) = io::pipe()?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(input.try_clone()?)
-        .stderr(input.try_clone()?)
-        .spawn()
-        .context("cargo test")?;
-    let mark = format!("@ended {}@\n", child.id());
-    let end = mark.clone();
-    let waiter = thread::spawn(move || {
-        let status = child.wait();
-        input.write_all(end.as_bytes()).and(status)
-    });
-    let mut reader = Reader::default();
-    let mut lines = BufReader::new(output);
-    let mut line = Vec::new();
-    let mut ended = false;
-    while !ended && lines.read_until(b'\n', &mut line)? > 0 {
-        let before = line.strip_suffix(mark.as_bytes()).map(<[u8]>::len);
-        if let Some(length) = before {
-            line.truncate(length);
-            ended = true;
-        }
-        out.write_all(&line)?;
-        out.flush()?;
-        reader.line(&String::from_utf8_lossy(&line));
-        line.clear();
-    }
-    let Ok(status) = waiter.join() else {
-        bail!("the thread that waits for a test command ended before it");
-    };
-    Ok((status?.success(), reader.finish()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn output_of_both_streams_is_read_in_order() {
-        let script = "echo 'test a ... FAILED' >&2; echo '---- b stdout ----'; echo 'skipped: root' >&2; \
-                      echo 'test result: FAILED. 4 passed; 1 failed; 0 ignored'; exit 3";
-        let mut copy = Vec::new();
-        let (success, tally) =
-            tee(Command::new("sh").args(["-c", script]), &mut copy).expect("sh runs");
-        assert_eq!(String::from_utf8_lossy(&copy).lines().count(), 4);
-        assert!(!success);
-        assert_eq!(tally.line(), "3 passed, 1 failed, 1 skipped");
-        assert_eq!(tally.failures, ["a"]);
-    }
-
-    #[test]
-    fn what_outlives_the_command_is_not_waited_for() {
-        let script =
-            "sleep 1000 & echo $!; printf 'test result: ok. 1 passed; 0 failed; 0 ignored'";
-        let mut copy = Vec::new();
-        let (success, tally) =
-            tee(Command::new("sh").args(["-c", script]), &mut copy).expect("sh runs");
-        let copy = String::from_utf8_lossy(&copy);
-        let (sleep, rest) = copy.split_once('\n').expect("two lines");
-        let killed = Command::new("kill").arg(sleep).status().expect("kill runs");
-        assert!(killed.success(), "it runs still");
-        assert_eq!(rest, "test result: ok. 1 passed; 0 failed; 0 ignored");
-        assert!(success);
-        assert_eq!(tally.line(), "1 passed, 0 failed");
-    }
+    Ok(status.success())
 }
