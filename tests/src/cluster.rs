@@ -13,13 +13,16 @@ use std::{
     env, fs,
     io::Write as _,
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use kube::Client;
+use lb_userspace::cluster::connect;
 use serde_json::Value;
+use tokio::runtime;
 
 pub use self::{
     agents::{Agents, with_agents, without_agents},
@@ -143,6 +146,21 @@ impl Cluster {
     fn control(&self) -> Result<Netns> {
         let name = self.state["places"]["control"]["namespace"].as_str();
         Netns::existing(name.context("control")?)
+    }
+
+    /// Speaks with the API server as the administrator.
+    pub fn with_client<T: Send>(
+        &self,
+        work: impl AsyncFnOnce(Client) -> Result<T> + Send,
+    ) -> Result<T> {
+        let file = Path::new(self.fact("kubeconfig")?);
+        self.control()?.enter(|| {
+            let mut runtime = runtime::Builder::new_current_thread();
+            runtime
+                .enable_all()
+                .build()?
+                .block_on(async { work(connect(Some(file)).await?).await })
+        })
     }
 
     /// `cargo xtask cluster …`.

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: the measurements behind the README's figures.
 
-use crate::{Outcome, cargo, setup};
+use crate::{Outcome, cargo, cluster, setup, test::on_cluster};
 use clap::ValueEnum;
 
 #[derive(clap::Args)]
@@ -12,7 +12,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Subject {
     /// Nanoseconds per packet of each case, net of an empty program
     Packet,
@@ -22,6 +22,8 @@ enum Subject {
     Plan,
     /// The same of one endpoint among 1,000 Services of a cluster, and what memory and processor that takes
     Cluster,
+    /// The same from the write of a slice through an API server on, in a cluster of its own
+    Kubernetes,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
@@ -31,10 +33,18 @@ pub(crate) fn run(args: &Args) -> Outcome {
         Subject::Path => "path",
         Subject::Plan => "plan",
         Subject::Cluster => "cluster",
+        Subject::Kubernetes => "kubernetes",
     };
     let mut words = vec![subject];
     if args.json {
         words.push("--json");
     }
-    cargo::run_harness("bench", &words)
+    if args.subject != Subject::Kubernetes {
+        return cargo::run_harness("bench", &words, None);
+    }
+    let folder = cluster::folder(on_cluster::FOLDER)?;
+    on_cluster::prepare(&folder)?;
+    let done = cargo::run_harness("bench", &words, Some(&folder));
+    cluster::down(&folder)?;
+    done
 }

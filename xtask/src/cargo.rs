@@ -74,14 +74,15 @@ pub(crate) fn build_binaries(packages: &[&str], profile: &str) -> Result<PathBuf
 /// The agent and the harness, whose programs start each other.
 pub(crate) const BINARIES: [&str; 2] = ["lb-userspace", "lb-tests"];
 
-/// Runs a program of the harness, built for release, with the release `millrace` named in `MILLRACE_BIN`, and passes
-/// its exit code on.
-pub(crate) fn run_harness(program: &str, args: &[&str]) -> crate::Outcome {
+/// Runs a program of the harness, built for release, with the release `millrace` named in `MILLRACE_BIN` and the folder
+/// of a cluster, if it is to have one, in `MILLRACE_CLUSTER`. Passes its exit code on.
+pub(crate) fn run_harness(program: &str, args: &[&str], cluster: Option<&Path>) -> crate::Outcome {
     let folder = build_binaries(&BINARIES, "release")?;
     let status = Command::new(folder.join(program))
         .args(args)
         .current_dir(root())
         .env("MILLRACE_BIN", folder.join("millrace"))
+        .envs(cluster.map(|folder| ("MILLRACE_CLUSTER", folder)))
         .status()
         .with_context(|| folder.join(program).display().to_string())?;
     Ok(exit_code(status))

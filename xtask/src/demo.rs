@@ -4,5 +4,5 @@ use crate::{Outcome, cargo, setup};
 
 pub(crate) fn run() -> Outcome {
     setup::ensure()?;
-    cargo::run_harness("demo", &[])
+    cargo::run_harness("demo", &[], None)
 }

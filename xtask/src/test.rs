@@ -4,7 +4,7 @@
 //! output, a step's whole where several run side by side, a table of steps, the skipped and failed tests, and as the last line `N passed, M failed`. A check that is
 //! no test (formatting, clippy, …) shows only when it fails, as one failure.
 
-mod on_cluster;
+pub(crate) mod on_cluster;
 pub(crate) mod output;
 mod steps;
 mod tee;

@@ -29,7 +29,10 @@ const BOUNDS_US: [u64; 9] = [
 ];
 
 /// The same of a change's way through the cluster to the maps. Most triggers are told in whole seconds.
-const PROGRAMMING_US: [u64; 11] = [
+const PROGRAMMING_US: [u64; 14] = [
+    5_000,
+    10_000,
+    25_000,
     50_000,
     100_000,
     250_000,

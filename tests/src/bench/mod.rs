@@ -1,10 +1,11 @@
-//! The measurements behind the README's figures: `cargo xtask bench packet|path|plan|cluster`.
+//! The measurements behind the README's figures: `cargo xtask bench packet|path|plan|cluster|kubernetes`.
 
 mod assembler;
 mod cluster;
 mod contents;
 mod frames;
 mod kernel;
+mod kubernetes;
 mod machine;
 mod packet;
 mod path;
@@ -29,6 +30,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
         ["path"] => path::run(json),
         ["plan"] => plan::run(json),
         ["cluster"] => cluster::run(json),
-        _ => bail!("no such subject: packet, path, plan or cluster"),
+        ["kubernetes"] => kubernetes::run(json),
+        _ => bail!("no such subject: packet, path, plan, cluster or kubernetes"),
     }
 }

@@ -4,6 +4,7 @@ use std::{
     env,
     net::{IpAddr, SocketAddr},
     os::unix::fs::symlink,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -220,16 +221,45 @@ impl Agents<'_> {
         Ok(figure.parse()?)
     }
 
+    /// What all threads of a node's agent have had of processors so far.
+    pub fn processor_time(&self, node: &str) -> Result<Duration> {
+        let script = "cat /proc/$(pidof millrace)/task/*/schedstat";
+        let lines = run(self.cluster.on_node(node)?.args(["sh", "-c", script]))?;
+        // Time on the processor in nanoseconds, then time waiting for it (Documentation/scheduler/sched-stats.rst).
+        let times = lines.lines().filter_map(|line| line.split(' ').next());
+        let times: Vec<u64> = times.map(str::parse).collect::<Result<_, _>>()?;
+        Ok(Duration::from_nanos(times.iter().sum()))
+    }
+
     /// A node's agent calls itself healthy.
     pub fn ensure_healthy(&self, node: &str) -> Result<()> {
         let own = SocketAddr::from(([127, 0, 0, 1], OBSERVED));
         self.cluster.get_at(node, own, "healthz").map(drop)
     }
 
+    /// What a node's agent tells Prometheus.
+    fn metrics(&self, node: &str) -> Result<String> {
+        let own = SocketAddr::from(([127, 0, 0, 1], OBSERVED));
+        self.cluster.get_at(node, own, "metrics")
+    }
+
+    /// Upper bounds of a histogram, and how many samples each has.
+    pub fn buckets(&self, node: &str, histogram: &str) -> Result<Vec<(f64, u64)>> {
+        let text = self.metrics(node)?;
+        let begin = format!("{histogram}_bucket{{le=\"");
+        let buckets = text.lines().filter_map(|line| line.strip_prefix(&begin));
+        let bucket = |line: &str| -> Result<(f64, u64)> {
+            let (bound, count) = line.split_once("\"} ").context("a bucket")?;
+            Ok((bound.parse()?, count.parse()?))
+        };
+        buckets
+            .map(|line| bucket(line).with_context(|| line.to_owned()))
+            .collect()
+    }
+
     /// A sample of what a node's agent tells Prometheus; none if there is no such series.
     pub fn metric(&self, node: &str, series: &str) -> Result<Option<f64>> {
-        let own = SocketAddr::from(([127, 0, 0, 1], OBSERVED));
-        let text = self.cluster.get_at(node, own, "metrics")?;
+        let text = self.metrics(node)?;
         let sample = text.lines().find_map(|line| line.strip_prefix(series));
         Ok(sample.map(|sample| sample.trim().parse()).transpose()?)
     }

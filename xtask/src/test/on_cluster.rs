@@ -10,7 +10,7 @@ use std::{fs, io::Write, path::Path};
 
 /// The test file, and the cluster's folder below `target/`: a developer's own cluster is another.
 pub(super) const FILE: &str = "cluster";
-pub(super) const FOLDER: &str = "cluster-of-tests";
+pub(crate) const FOLDER: &str = "cluster-of-tests";
 
 const WANTED: cluster::Up = cluster::Up {
     nodes: 2,
@@ -63,9 +63,9 @@ pub(super) fn wrap(tests: Step, folder: &Path) -> Step {
     }
 }
 
-fn prepare(folder: &Path) -> Result<()> {
+/// A cluster in `folder`, instead of what an interrupted run left there.
+pub(crate) fn prepare(folder: &Path) -> Result<()> {
     setup::ensure_for_cluster()?;
-    // Of a run that was interrupted.
     cluster::down(folder)?;
     // First: two cores are few for a compiler beside a cluster that starts.
     let archive = image::file()?;
