@@ -4,9 +4,11 @@
 //! nodes, a client in another subnet behind a router, kubectl. Nothing of it touches the machine's own network. What is
 //! running is written down in a folder below `target/`, and `down` ends exactly that.
 
+mod bridge;
 mod cgroups;
 mod configs;
 mod control;
+mod flannel;
 mod images;
 mod layout;
 mod modules;
@@ -23,7 +25,7 @@ use clap::ValueEnum;
 use layout::{MOST_NODES, Node};
 use process::until;
 use programs::Programs;
-use serde_json::{Value, json};
+use serde_json::Value;
 use state::State;
 use std::{
     env,
@@ -75,6 +77,9 @@ pub(crate) struct Up {
     /// What serves Services without us
     #[arg(long, value_enum, default_value_t = KubeProxy::Nftables)]
     pub(crate) kube_proxy: KubeProxy,
+    /// How pods of different nodes reach each other
+    #[arg(long, value_enum, default_value_t = Cni::Bridge)]
+    pub(crate) cni: Cni,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -93,6 +98,14 @@ impl KubeProxy {
             Self::None => None,
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Cni {
+    /// A route to each node's pods
+    Bridge,
+    /// vxlan; flannel is built at first use
+    Flannel,
 }
 
 /// From the kubelet's start to a node that is ready, on two busy cores; alone it takes 5 s.
@@ -154,16 +167,16 @@ pub(crate) fn folder(name: &str) -> Result<PathBuf> {
 }
 
 /// What this machine lacks and set-up does not bring; none where nothing is lacking.
-pub(crate) fn need() -> Result<Option<String>> {
+pub(crate) fn need(cni: Cni) -> Result<Option<String>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(Some("root".to_owned()));
     }
-    Programs::need()
+    Programs::need(cni)
 }
 
 /// Starts a cluster in a folder that has none.
 pub(crate) fn up(folder: &Path, wanted: Up) -> Result<()> {
-    if let Some(need) = need()? {
+    if let Some(need) = need(wanted.cni)? {
         bail!("a cluster needs {need}");
     }
     ensure!(
@@ -172,7 +185,7 @@ pub(crate) fn up(folder: &Path, wanted: Up) -> Result<()> {
     );
     let mut state = State::new(folder, wanted.nodes);
     network::ensure_unused(&state.layout)?;
-    let programs = Programs::provide()?;
+    let programs = Programs::provide(wanted.cni)?;
     let images = images::provide(&programs)?;
     let begun = Instant::now();
     let log = folder.join("log");
@@ -187,7 +200,7 @@ pub(crate) fn up(folder: &Path, wanted: Up) -> Result<()> {
     state.tell("kube-proxy", wanted.kube_proxy.mode().unwrap_or("none"));
     state.tell("server image", images.server.name.as_str());
     state.save()?;
-    let started = start(&mut state, &programs, &images, wanted.kube_proxy);
+    let started = start(&mut state, &programs, &images, wanted);
     started.with_context(|| {
         format!(
             "logs are in {}; `cargo xtask cluster down` ends what runs",
@@ -207,21 +220,25 @@ fn start(
     state: &mut State,
     programs: &Programs,
     images: &images::Images,
-    kube_proxy: KubeProxy,
+    wanted: Up,
 ) -> Result<()> {
     let layout = state.layout.clone();
     network::lay(&layout)?;
-    if kube_proxy == KubeProxy::None {
+    if wanted.kube_proxy == KubeProxy::None {
         network::apply(&layout, &layout::api_without_proxy(&layout))?;
     }
     pki::make(&layout)?;
     for node in layout.nodes() {
         node::hold(state, node, &images.pause.name)?;
     }
-    control::start(state, programs)?;
+    control::start(state, programs, wanted.cni)?;
     for node in layout.nodes() {
         node::import(state, node, &images.pause.archive)?;
-        node::join(state, programs, node, kube_proxy)?;
+        node::join(state, programs, node, wanted.kube_proxy)?;
+    }
+    match wanted.cni {
+        Cni::Bridge => bridge::start(state)?,
+        Cni::Flannel => flannel::start(state, programs)?,
     }
     for node in layout.nodes() {
         node::import(state, node, &images.server.archive)?;
@@ -230,20 +247,12 @@ fn start(
     control::wait(state)
 }
 
-/// Waits until a node is ready, and writes down its pods' networks, which its CNI has from us.
 fn wait_for(state: &State, node: Node) -> Result<()> {
-    let (name, pods) = (node.name(), node.pods());
-    let networks = json!({"spec": {"podCIDR": pods.v4, "podCIDRs": [pods.v4, pods.v6]}});
+    let name = node.name();
     until(PATIENCE, || {
         for program in ["containerd", "kubelet"] {
             control::ended(state, &format!("{name}-{program}"))?;
         }
-        control::kubectl(
-            state,
-            &["patch", "node", &name, "-p", &networks.to_string()],
-        )
-    })?;
-    until(PATIENCE, || {
         let answer = control::kubectl(state, &["get", "node", &name, "-o", "json"])?;
         let found: Value = serde_json::from_slice(&answer).context("kubectl")?;
         let conditions = found["status"]["conditions"].as_array();

@@ -1,7 +1,6 @@
 //! Configuration files of a node's programs.
 
-use super::layout::{CONTROL, Node, PODS};
-use serde_json::json;
+use super::layout::{CONTROL, PODS};
 use std::path::Path;
 
 /// Debian's package of the CNI plugins.
@@ -25,31 +24,6 @@ runtime_type = \"io.containerd.runc.v2\"
 ",
         cni.display()
     )
-}
-
-/// Pods on a bridge, addresses of the node's own networks, no masquerading: everybody has routes to pods.
-pub(super) fn bridge(node: Node) -> String {
-    let pods = node.pods();
-    let list = json!({
-        "cniVersion": "1.0.0",
-        "name": "cluster",
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": "cni0",
-                "isGateway": true,
-                // A pod may be its own service's backend.
-                "hairpinMode": true,
-                "ipam": {
-                    "type": "host-local",
-                    "ranges": [[{"subnet": pods.v4}], [{"subnet": pods.v6}]],
-                    "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-                },
-            },
-            {"type": "portmap", "capabilities": {"portMappings": true}},
-        ],
-    });
-    format!("{list:#}\n")
 }
 
 /// Whoever reaches a kubelet is on the cluster's own wire, so it asks nobody for leave. Images came by hand and cannot
@@ -99,17 +73,6 @@ oomScoreAdj: 0
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::layout::Layout;
-
-    #[test]
-    fn pods_have_addresses_of_their_nodes_networks() {
-        let node = Layout::new(Path::new("/x"), 3).nodes().last();
-        let list: serde_json::Value =
-            serde_json::from_str(&bridge(node.expect("a third node"))).expect("JSON");
-        let ranges = &list["plugins"][0]["ipam"]["ranges"];
-        assert_eq!(ranges[0][0]["subnet"], "10.244.3.0/24");
-        assert_eq!(ranges[1][0]["subnet"], "fd00:244:0:3::/64");
-    }
 
     #[test]
     fn tables_of_containerds_config_begin_lines() {

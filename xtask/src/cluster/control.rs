@@ -1,7 +1,8 @@
 //! The control plane: etcd, API server, controllers, scheduler and DNS, as plain processes of one namespace.
 
 use super::{
-    layout::{CONTROL, Layout, SERVICES},
+    Cni,
+    layout::{CONTROL, Layout, PODS, SERVICES},
     network,
     pki::{self, ACCOUNTS, AUTHORITY, CERTIFICATE, KEY, TOKENS},
     process::{Process, until},
@@ -16,7 +17,7 @@ use std::{fs, path::Path, process::Command, time::Duration};
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Starts everything and waits for the API server; what comes after it may still be starting.
-pub(super) fn start(state: &mut State, programs: &Programs) -> Result<()> {
+pub(super) fn start(state: &mut State, programs: &Programs, cni: Cni) -> Result<()> {
     run(state, programs, "etcd", &etcd(&state.layout))?;
     run(
         state,
@@ -31,7 +32,7 @@ pub(super) fn start(state: &mut State, programs: &Programs) -> Result<()> {
         kubectl(state, &["get", "--raw=/readyz"]).map(drop)
     })?;
     // The controllers give up if there is no server for 10 s.
-    let controllers = controllers(&state.layout);
+    let controllers = controllers(&state.layout, cni);
     run(state, programs, "kube-controller-manager", &controllers)?;
     run(state, programs, "kube-scheduler", &scheduler(&state.layout))?;
     let corefile = state.layout.file("Corefile");
@@ -122,18 +123,20 @@ fn api_server(layout: &Layout) -> Vec<String> {
     line
 }
 
-/// A dead node is known after 20 s, not 50.
-fn controllers(layout: &Layout) -> Vec<String> {
+/// A dead node is known after 20 s, not 50. Flannel has nodes' networks from here.
+fn controllers(layout: &Layout, cni: Cni) -> Vec<String> {
     let file = |path: &str| layout.file(path).display().to_string();
     let mut line = words(
         "--leader-elect=false --bind-address=127.0.0.1 --use-service-account-credentials=true
-         --allocate-node-cidrs=false --node-monitor-period=2s --node-monitor-grace-period=20s",
+         --node-monitor-period=2s --node-monitor-grace-period=20s",
     );
     line.extend([
         format!("--service-cluster-ip-range={SERVICES}"),
         format!("--service-account-private-key-file={}", file(ACCOUNTS)),
         format!("--root-ca-file={}", file(AUTHORITY)),
         kubeconfig(layout, "kube-controller-manager"),
+        format!("--allocate-node-cidrs={}", cni == Cni::Flannel),
+        format!("--cluster-cidr={PODS}"),
     ]);
     line
 }

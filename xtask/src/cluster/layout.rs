@@ -34,6 +34,9 @@ pub(super) const CLIENT: Pair = Pair {
     v6: "fd00:90::2",
 };
 
+/// Of each `eth0`, in bytes.
+pub(super) const MTU: u16 = 1500;
+
 /// IPv4 first: it is the cluster's first family.
 pub(super) const SERVICES: &str = "10.96.0.0/16,fd00:96::/112";
 pub(super) const PODS: &str = "10.244.0.0/16,fd00:244::/48";
@@ -181,30 +184,24 @@ pub(super) fn links(layout: &Layout) -> Vec<(String, String)> {
         };
         _ = writeln!(router, "link set {place} up");
     }
-    router.push_str(&routes_to_pods(layout.nodes()));
 
-    let host = |addresses: Pair<&str>, router: Pair, more: &str| {
+    let host = |addresses: Pair<&str>, router: Pair| {
         format!(
             "link set lo up\n\
              link set eth0 up\n\
              address add {}/24 dev eth0\n\
              address add {}/64 dev eth0 nodad\n\
              route add default via {}\n\
-             route add default via {}\n\
-             {more}",
+             route add default via {}\n",
             addresses.v4, addresses.v6, router.v4, router.v6
         )
     };
     let mut commands = vec![
         ("router".to_owned(), router),
-        ("client".to_owned(), host(CLIENT, CLIENTS_ROUTER, "")),
-        (
-            "control".to_owned(),
-            host(CONTROL, ROUTER, &routes_to_pods(layout.nodes())),
-        ),
+        ("client".to_owned(), host(CLIENT, CLIENTS_ROUTER)),
+        ("control".to_owned(), host(CONTROL, ROUTER)),
     ];
     for node in layout.nodes() {
-        let others = layout.nodes().filter(|other| *other != node);
         let own = node.addresses();
         let own = Pair {
             v4: own.v4.as_str(),
@@ -214,10 +211,23 @@ pub(super) fn links(layout: &Layout) -> Vec<(String, String)> {
             "link add cni0 address 02:00:00:00:00:0{} type bridge\n",
             node.0
         );
-        let more = bridge + &routes_to_pods(others);
-        commands.push((node.name(), host(own, ROUTER, &more)));
+        commands.push((node.name(), host(own, ROUTER) + &bridge));
     }
     commands
+}
+
+/// Who shall know the way to pods where no overlay hides it: router, control plane, and each node for the others'.
+pub(super) fn routes_without_overlay(layout: &Layout) -> Vec<(String, String)> {
+    let every = routes_to_pods(layout.nodes());
+    let nodes = layout.nodes().map(|node| {
+        let others = layout.nodes().filter(|other| *other != node);
+        (node.name(), routes_to_pods(others))
+    });
+    ["router", "control"]
+        .map(|place| (place.to_owned(), every.clone()))
+        .into_iter()
+        .chain(nodes)
+        .collect()
 }
 
 /// Without a kube-proxy nobody translates the address of the service `kubernetes`: the API server has it itself then.
@@ -264,12 +274,14 @@ mod tests {
         let links = links(&layout);
         let places: Vec<_> = links.iter().map(|(place, _)| place.clone()).collect();
         assert_eq!(places, layout.places().collect::<Vec<_>>());
-        let (router, node2) = (&links[0].1, &links[4].1);
+        let router = &links[0].1;
         for place in &places[1..] {
             let veth = format!("link add {place} type veth peer name eth0 netns mlc-");
             assert!(router.contains(&veth), "{router}");
         }
         assert!(!router.contains("set client master"), "{router}");
+        let routes = routes_without_overlay(&layout);
+        let node2 = &routes[3].1;
         assert!(
             node2.contains("route add 10.244.1.0/24 via 10.89.0.11\n"),
             "{node2}"

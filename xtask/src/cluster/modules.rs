@@ -55,14 +55,33 @@ impl Workshop {
         Ok(Self { folder })
     }
 
-    /// Builds a command of a module into `file`, with a line on stderr now and then.
-    pub(super) fn build(&self, module: &Module, package: &str, file: &Path) -> Result<()> {
+    /// Builds a command of a module into `file`, with a line on stderr now and then. Imports in its `main.go` whose last
+    /// part is in `without` are left out.
+    pub(super) fn build(
+        &self,
+        module: &Module,
+        package: &str,
+        without: &[&str],
+        file: &Path,
+    ) -> Result<()> {
         let begun = Instant::now();
         let folder = file.parent().context("a file lies in a folder")?;
         let wrapper = folder.join("module");
         fs::create_dir_all(&wrapper).with_context(|| wrapper.display().to_string())?;
-        let upstream = self.upstream(module, &wrapper)?;
-        fs::write(wrapper.join("go.mod"), wrapping(module, &upstream)?)?;
+        let sources = self.fetch(module, &wrapper)?;
+        let upstream = |name: &str| {
+            let path = sources.join(name);
+            fs::read_to_string(&path).with_context(|| path.display().to_string())
+        };
+        let requirement = wrapping(module, &upstream("go.mod")?)?;
+        fs::write(wrapper.join("go.mod"), requirement)?;
+        let package = if without.is_empty() {
+            package
+        } else {
+            let main = importing_less(&upstream("main.go")?, without);
+            fs::write(wrapper.join("main.go"), main)?;
+            "."
+        };
         // Beside the place first: an interrupted build must not look like a program.
         let fresh = file.with_extension("new");
         let mut go = self.go(&wrapper);
@@ -89,8 +108,8 @@ impl Workshop {
         go
     }
 
-    /// Text of the module's own go.mod.
-    fn upstream(&self, module: &Module, wrapper: &Path) -> Result<String> {
+    /// The folder of a module's sources.
+    fn fetch(&self, module: &Module, wrapper: &Path) -> Result<PathBuf> {
         let query = format!("{}@{}", module.path, module.version);
         // The wrapper of an older try may ask for what no longer fits.
         let old = wrapper.join("go.mod");
@@ -101,18 +120,8 @@ impl Workshop {
         let downloaded = quietly(download.args(["mod", "download", "-json", &query]))?;
         let answer: Value =
             serde_json::from_slice(&downloaded).context("go mod download: no JSON")?;
-        let path = answer["GoMod"]
-            .as_str()
-            .context("go mod download: no go.mod")?;
-        fs::read_to_string(path).with_context(|| path.to_owned())
-    }
-}
-
-impl Drop for Workshop {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.folder) {
-            eprintln!("cluster: {}: {error}", self.folder.display());
-        }
+        let sources = answer["Dir"].as_str();
+        Ok(sources.context("go mod download: no folder")?.into())
     }
 }
 
@@ -162,6 +171,18 @@ fn wrapping(module: &Module, upstream: &str) -> Result<String> {
     Ok(text)
 }
 
+fn importing_less(main: &str, without: &[&str]) -> String {
+    let left_out = |line: &str| {
+        let line = line.trim_end();
+        without
+            .iter()
+            .any(|package| line.ends_with(&format!("/{package}\"")))
+    };
+    main.lines()
+        .filter(|line| !left_out(line))
+        .fold(String::new(), |text, line| text + line + "\n")
+}
+
 /// Without a version of its own a server calls itself v0.0.0, which kubectl cannot parse.
 fn flags(module: &Module) -> String {
     let mut flags = "-s -w".to_owned();
@@ -206,6 +227,15 @@ mod tests {
         );
         assert!(wrapping(&MODULE, "module x\n").is_err());
         Ok(())
+    }
+
+    #[test]
+    fn imports_of_that_name_are_left_out() {
+        let main = "import (\n\t_ \"x/backend/udp\"\n\t_ \"x/backend/vxlan\"\n\t\"x/udpish\"\n)\n";
+        assert_eq!(
+            importing_less(main, &["udp"]),
+            "import (\n\t_ \"x/backend/vxlan\"\n\t\"x/udpish\"\n)\n"
+        );
     }
 
     #[test]

@@ -64,7 +64,6 @@ pub(super) fn hold(state: &mut State, node: Node, pause: &str) -> Result<()> {
             "containerd.toml",
             configs::containerd(&folder.join("cni"), pause),
         ),
-        ("cni/10-bridge.conflist", configs::bridge(node)),
         ("kubelet.yaml", configs::kubelet(&layout.cgroup(node))),
     ] {
         let path = folder.join(file);
@@ -173,7 +172,7 @@ pub(super) fn command(state: &State, node: Node, line: &[OsString]) -> Result<Co
     Ok(command)
 }
 
-fn start(state: &mut State, node: Node, name: &str, line: &[OsString]) -> Result<()> {
+pub(super) fn start(state: &mut State, node: Node, name: &str, line: &[OsString]) -> Result<()> {
     let name = format!("{}-{name}", node.name());
     let line = inside(state, node, line)?;
     let log = state.layout.file(&format!("log/{name}"));
@@ -196,7 +195,7 @@ fn inside(state: &State, node: Node, line: &[OsString]) -> Result<Vec<OsString>>
     Ok(whole)
 }
 
-fn option(name: &str, value: &Path) -> OsString {
+pub(super) fn option(name: &str, value: &Path) -> OsString {
     let mut text = OsString::from(name);
     text.push("=");
     text.push(value);

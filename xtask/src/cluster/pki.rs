@@ -21,6 +21,8 @@ fn users(layout: &Layout) -> Vec<(String, &'static str)> {
         ("system:kube-proxy", ""),
         // The plain process has none of the roles that its usual manifest brings.
         ("coredns", "system:masters"),
+        // May do what `flannel.rs` grants it, where that CNI was asked for.
+        ("flannel", ""),
     ]
     .map(|(user, group)| (user.to_owned(), group))
     .into();

@@ -1,6 +1,9 @@
 //! Kubernetes' programs: those in `KUBEBUILDER_ASSETS`, else those that were built once into the cache.
 
-use super::modules::{self, Module, Workshop};
+use super::{
+    Cni,
+    modules::{self, Module, Workshop},
+};
 use crate::setup;
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -15,6 +18,8 @@ struct Source {
     module: Module,
     /// Path of the command's package.
     package: &'static str,
+    /// Parts that its main file imports, and that it is built without.
+    without: &'static [&'static str],
     /// What it takes on two cores, from nothing.
     about: &'static str,
 }
@@ -34,9 +39,14 @@ const COREDNS: Module = Module {
     path: "github.com/coredns/coredns",
     version: "v1.14.3",
 };
+const FLANNEL: Module = Module {
+    name: "flannel",
+    path: "github.com/flannel-io/flannel",
+    version: "v0.28.10",
+};
 
 /// The slowest first: what follows finds most of its packages compiled.
-const SOURCES: [Source; 9] = [
+const SOURCES: [Source; 10] = [
     kubernetes("kube-apiserver", "cmd/kube-apiserver", "5 minutes"),
     kubernetes(
         "kube-controller-manager",
@@ -53,12 +63,22 @@ const SOURCES: [Source; 9] = [
         name: "etcd",
         module: ETCD,
         package: "go.etcd.io/etcd/server/v3",
+        without: &[],
         about: "a minute",
     },
     Source {
         name: "coredns",
         module: COREDNS,
         package: "github.com/coredns/coredns",
+        without: &[],
+        about: "2 minutes",
+    },
+    Source {
+        name: "flanneld",
+        module: FLANNEL,
+        package: "github.com/flannel-io/flannel",
+        // Backends: C on x86-64, and one whose modules not every proxy has.
+        without: &["udp", "tencentvpc"],
         about: "2 minutes",
     },
 ];
@@ -68,6 +88,7 @@ const fn kubernetes(name: &'static str, package: &'static str, about: &'static s
         name,
         module: KUBERNETES,
         package,
+        without: &[],
         about,
     }
 }
@@ -81,13 +102,10 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Builds what is nowhere.
-    pub(super) fn provide() -> Result<Self> {
+    /// Builds what is nowhere of what is wanted.
+    pub(super) fn provide(cni: Cni) -> Result<Self> {
         let programs = Self::named()?;
-        let lacking: Vec<_> = SOURCES
-            .iter()
-            .filter(|source| !programs.of(source).is_file())
-            .collect();
+        let lacking: Vec<_> = programs.lacking(cni).collect();
         if lacking.is_empty() {
             return Ok(programs);
         }
@@ -106,6 +124,7 @@ impl Programs {
                 .build(
                     &source.module,
                     &source.whole_package(),
+                    source.without,
                     &programs.of(source),
                 )
                 .with_context(|| source.name)?;
@@ -121,10 +140,17 @@ impl Programs {
     }
 
     /// What [`Self::provide`] would lack to build what is nowhere; none if it lacks nothing.
-    pub(super) fn need() -> Result<Option<String>> {
+    pub(super) fn need(cni: Cni) -> Result<Option<String>> {
         let programs = Self::named()?;
-        let all = SOURCES.iter().all(|source| programs.of(source).is_file());
+        let all = programs.lacking(cni).next().is_none();
         Ok(if all { None } else { modules::need() })
+    }
+
+    fn lacking(&self, cni: Cni) -> impl Iterator<Item = &'static Source> {
+        SOURCES
+            .iter()
+            .filter(move |source| source.module != FLANNEL || cni == Cni::Flannel)
+            .filter(|source| !self.of(source).is_file())
     }
 
     pub(super) fn file(&self, name: &str) -> Result<PathBuf> {

@@ -15,6 +15,7 @@ pub(crate) const FOLDER: &str = "cluster-of-tests";
 const WANTED: cluster::Up = cluster::Up {
     nodes: 2,
     kube_proxy: cluster::KubeProxy::Nftables,
+    cni: cluster::Cni::Bridge,
 };
 
 /// Whether some of its tests have this in their names. If none has, no cluster is started to find that out.
@@ -30,7 +31,7 @@ pub(super) fn has(root: &Path, filter: &str) -> bool {
 pub(super) fn wrap(tests: Step, folder: &Path) -> Step {
     let folder = folder.to_path_buf();
     let run = move |out: &mut dyn Write| {
-        if let Some(need) = cluster::need()? {
+        if let Some(need) = cluster::need(WANTED.cni)? {
             let skip = Skip {
                 test: FILE.to_owned(),
                 need,
