@@ -5,9 +5,11 @@
 //! `target/cluster`.
 
 mod agents;
+mod caller;
 mod node;
 mod space;
 mod traffic;
+mod undo;
 
 use std::{
     env, fs,
@@ -26,9 +28,11 @@ use tokio::runtime;
 
 pub use self::{
     agents::{Agents, with_agents, without_agents},
-    node::Stopped,
+    caller::{Call, Caller, Explained},
+    node::{Stopped, Tracked},
     space::Space,
     traffic::{Datagrams, Reach},
+    undo::{Filter, Undo},
 };
 use crate::{
     is_root,
@@ -76,13 +80,9 @@ impl Cluster {
         let path = folder.join(STATE);
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let state: Value = serde_json::from_str(&text)?;
-        let netns = |place: &str| {
-            let name = state["places"][place]["namespace"].as_str();
-            Netns::existing(name.context("a namespace's name")?)
-        };
         Ok(Some(Self {
-            client: netns("client")?,
-            router: netns("router")?,
+            client: place(&state, "client")?,
+            router: place(&state, "router")?,
             folder,
             state,
         }))
@@ -144,8 +144,12 @@ impl Cluster {
     }
 
     fn control(&self) -> Result<Netns> {
-        let name = self.state["places"]["control"]["namespace"].as_str();
-        Netns::existing(name.context("control")?)
+        self.place("control")
+    }
+
+    /// The network of a place.
+    fn place(&self, name: &str) -> Result<Netns> {
+        place(&self.state, name)
     }
 
     /// Speaks with the API server as the administrator.
@@ -179,4 +183,9 @@ impl Cluster {
             name,
         })
     }
+}
+
+fn place(state: &Value, name: &str) -> Result<Netns> {
+    let namespace = state["places"][name]["namespace"].as_str();
+    Netns::existing(namespace.with_context(|| name.to_owned())?)
 }

@@ -267,7 +267,8 @@ pub fn run(command: &mut Command) -> Result<String> {
     checked(&shown, &command.output().with_context(|| shown.clone())?)
 }
 
-fn checked(shown: &str, output: &Output) -> Result<String> {
+/// What a program printed that must have succeeded.
+pub(crate) fn checked(shown: &str, output: &Output) -> Result<String> {
     ensure!(
         output.status.success(),
         "{shown}: {}: {}",

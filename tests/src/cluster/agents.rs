@@ -4,15 +4,16 @@ use std::{
     env,
     net::{IpAddr, SocketAddr},
     os::unix::fs::symlink,
+    process::Output,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Cluster, PATIENCE};
+use super::{Cluster, PATIENCE, Undo};
 use crate::{
-    netns::{Folder, run, until},
+    netns::{Folder, checked, run, until},
     servers::sibling,
 };
 
@@ -110,7 +111,7 @@ impl Agents<'_> {
     }
 
     /// The pod of a node.
-    fn pod(&self, node: &str) -> Result<String> {
+    pub(super) fn pod(&self, node: &str) -> Result<String> {
         let field = format!("--field-selector=spec.nodeName={node}");
         let pods = self.cluster.list(&["pods", NAMESPACE, &field])?;
         let running = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
@@ -123,9 +124,16 @@ impl Agents<'_> {
 
     /// `millrace …` in the pod of a node.
     pub fn millrace(&self, node: &str, arguments: &[&str]) -> Result<String> {
-        let pod = self.pod(node)?;
-        let exec = ["exec", NAMESPACE, &pod, "--", "millrace"];
-        self.cluster.kubectl(&[&exec[..], arguments].concat())
+        let output = self.output(&self.pod(node)?, arguments)?;
+        checked(&format!("millrace {arguments:?} on {node}"), &output)
+    }
+
+    /// The same in a pod, however it ends.
+    pub(super) fn output(&self, pod: &str, arguments: &[&str]) -> Result<Output> {
+        let exec = ["exec", NAMESPACE, pod, "--", "millrace"];
+        let mut command = self.cluster.command()?;
+        command.args(exec).args(arguments);
+        self.cluster.control()?.output(&mut command)
     }
 
     pub fn status(&self, node: &str) -> Result<Value> {
@@ -135,6 +143,15 @@ impl Agents<'_> {
 
     /// What a node's program has done for a TCP frontend.
     pub fn served(&self, node: &str, frontend: SocketAddr) -> Result<Served> {
+        self.done_for(node, &format!("{frontend}/tcp"))
+    }
+
+    /// The same of a UDP frontend.
+    pub fn served_datagrams(&self, node: &str, frontend: SocketAddr) -> Result<Served> {
+        self.done_for(node, &format!("{frontend}/udp"))
+    }
+
+    fn done_for(&self, node: &str, frontend: &str) -> Result<Served> {
         let row = self.frontend(node, frontend)?;
         let count = |field: &str| row[field].as_u64().with_context(|| format!("{row:#}"));
         let reasons = row["reasons"].as_array().context("reasons")?.iter();
@@ -153,7 +170,7 @@ impl Agents<'_> {
     /// left to kube-proxy, too.
     pub fn serve(&self, node: &str, frontend: SocketAddr) -> Result<()> {
         until(PATIENCE, || {
-            let row = self.frontend(node, frontend)?;
+            let row = self.frontend(node, &format!("{frontend}/tcp"))?;
             ensure!(row["ready"] != 0, "{row:#}");
             Ok(())
         })?;
@@ -173,12 +190,20 @@ impl Agents<'_> {
         Ok(servers)
     }
 
-    /// A TCP frontend's element of `millrace services`.
-    fn frontend(&self, node: &str, frontend: SocketAddr) -> Result<Value> {
-        let name = format!("{frontend}/tcp");
+    /// The element of `millrace services` of `192.0.2.1:80/tcp`, for example.
+    fn frontend(&self, node: &str, name: &str) -> Result<Value> {
         let mut rows = self.services(node)?.into_iter();
-        let row = rows.find(|row| row["frontend"] == name.as_str());
+        let row = rows.find(|row| row["frontend"] == name);
         row.with_context(|| format!("{node} does not serve {name}"))
+    }
+
+    /// Lets everything pass on a node, until the switch is dropped.
+    pub fn bypass(&self, node: &str) -> Result<Undo<'_>> {
+        self.millrace(node, &["bypass", "on"])?;
+        let node = node.to_owned();
+        Ok(Undo::by(move || {
+            self.millrace(&node, &["bypass", "off"]).map(drop)
+        }))
     }
 
     fn services(&self, node: &str) -> Result<Vec<Value>> {

@@ -72,6 +72,16 @@ impl Cluster {
         Ok(())
     }
 
+    /// Connections over TCP from a client's port, as a node's connection tracking has them.
+    pub fn tracked(&self, node: &str, from: SocketAddr) -> Result<Vec<Tracked>> {
+        let family = if from.is_ipv6() { "ipv6" } else { "ipv4" };
+        let (address, port) = (from.ip().to_string(), from.port().to_string());
+        let dump = ["conntrack", "--dump", "--family", family, "--proto", "tcp"];
+        let of = ["--orig-src", &address, "--orig-port-src", &port];
+        let listed = run(self.on_node(node)?.args(dump).args(of))?;
+        listed.lines().map(Tracked::read).collect()
+    }
+
     /// BPF programs at interfaces, and pins: what someone who removed everything of his leaves as it was.
     pub fn programs_and_pins(&self, node: &str) -> Result<String> {
         let programs = run(self.on_node(node)?.args(["bpftool", "net", "show"]))?;
@@ -104,6 +114,42 @@ impl Cluster {
         until(PATIENCE, || {
             self.kubectl(&["get", "--raw=/readyz"]).map(drop)
         })
+    }
+}
+
+/// What connection tracking knows of a connection: each way's source and destination.
+#[derive(Debug)]
+pub struct Tracked {
+    pub original: [SocketAddr; 2],
+    pub reply: [SocketAddr; 2],
+}
+
+impl Tracked {
+    /// `tcp 6 86399 ESTABLISHED src=10.90.0.2 dst=10.244.1.3 sport=4000 dport=8080 src=10.244.1.3 dst=…`
+    fn read(line: &str) -> Result<Self> {
+        let values = |name: &str| {
+            let mut words = line.split_whitespace();
+            let mut value = || {
+                words
+                    .find_map(|word| word.strip_prefix(name))
+                    .context(name.to_owned())
+            };
+            Ok::<_, anyhow::Error>([value()?, value()?])
+        };
+        let read = || {
+            let (source, destination) = (values("src=")?, values("dst=")?);
+            let (from, to) = (values("sport=")?, values("dport=")?);
+            let way = |at: usize| {
+                let source = SocketAddr::new(source[at].parse()?, from[at].parse()?);
+                let destination = SocketAddr::new(destination[at].parse()?, to[at].parse()?);
+                Ok::<_, anyhow::Error>([source, destination])
+            };
+            Ok::<_, anyhow::Error>(Self {
+                original: way(0)?,
+                reply: way(1)?,
+            })
+        };
+        read().with_context(|| line.to_owned())
     }
 }
 

@@ -1,8 +1,11 @@
 //! A place for one test's objects: servers in pods, Services with addresses.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::{Cluster, PATIENCE, PORT};
@@ -82,18 +85,48 @@ impl Space<'_> {
         Ok(())
     }
 
+    fn list_pods(&self, name: &str) -> Result<Vec<Value>> {
+        let selector = format!("--selector=app={name}");
+        let own = ["pods", "--namespace", &self.name, &selector];
+        self.cluster.list(&own)
+    }
+
     /// Names of the pods of a Deployment; on one node, or on all.
     pub fn pods(&self, name: &str, node: Option<&str>) -> Result<BTreeSet<String>> {
-        let selector = format!("--selector=app={name}");
-        let pods = self
-            .cluster
-            .list(&["pods", "--namespace", &self.name, &selector])?;
+        let pods = self.list_pods(name)?;
         let wanted = |pod: &&Value| node.is_none_or(|node| pod["spec"]["nodeName"] == node);
         let name = |pod: &Value| {
             let name = pod["metadata"]["name"].as_str().context("a name")?;
             Ok(name.to_owned())
         };
         pods.iter().filter(wanted).map(name).collect()
+    }
+
+    /// Names of the pods of a Deployment by each of their addresses.
+    pub fn pods_by_address(&self, name: &str) -> Result<BTreeMap<IpAddr, String>> {
+        let mut found = BTreeMap::new();
+        for pod in &self.list_pods(name)? {
+            let name = pod["metadata"]["name"].as_str().context("a name")?;
+            for address in pod["status"]["podIPs"].as_array().context("podIPs")? {
+                let address = address["ip"].as_str().context("an address")?;
+                found.insert(address.parse()?, name.to_owned());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where a pod of a node's listens itself, by each family.
+    pub fn own_servers(&self, name: &str, node: &str) -> Result<[SocketAddr; 2]> {
+        let pod = self.pods(name, Some(node))?.pop_first().context("a pod")?;
+        let mut addresses = self.pods_by_address(name)?;
+        addresses.retain(|_, name| *name == pod);
+        // IPv4 is first in the order of addresses.
+        let servers: Vec<_> = addresses
+            .into_keys()
+            .map(|address| SocketAddr::new(address, PORT))
+            .collect();
+        let two = <[SocketAddr; 2]>::try_from(servers);
+        two.map_err(|servers| anyhow!("{pod}: {servers:?}"))
     }
 
     /// Those that are not on a node.

@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -21,13 +21,19 @@ use crate::{
 const REQUESTS: usize = 60;
 
 /// For an answer: a SYN may have to be sent twice.
-const SHORTLY: Duration = Duration::from_secs(5);
+pub(super) const SHORTLY: Duration = Duration::from_secs(5);
 
 /// Silence that is long enough to be meant.
-const SILENCE: Duration = Duration::from_millis(500);
+pub(super) const SILENCE: Duration = Duration::from_millis(500);
 
 /// Between a client's requests under load: the two cores are for the cluster.
 const PACE: Duration = Duration::from_millis(10);
+
+/// Clients of one server that ask all the time: one may wait for what was lost while the next one comes.
+const LANES: usize = 4;
+
+/// After which such a client tries again, by a new connection.
+const IMPATIENCE: Duration = Duration::from_millis(250);
 
 /// How an attempt to connect ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +41,19 @@ pub enum Reach {
     Answered,
     Refused,
     Silent,
+}
+
+impl Reach {
+    pub(super) fn of(tried: io::Result<TcpStream>) -> Result<Self> {
+        match tried {
+            Ok(_) => Ok(Self::Answered),
+            Err(error) => match error.kind() {
+                ErrorKind::ConnectionRefused => Ok(Self::Refused),
+                ErrorKind::TimedOut => Ok(Self::Silent),
+                _ => Err(error.into()),
+            },
+        }
+    }
 }
 
 impl Cluster {
@@ -102,12 +121,7 @@ impl Cluster {
         let tried = self
             .client
             .enter(|| TcpStream::connect_timeout(&server, SILENCE));
-        match tried.map_err(|error| error.kind()) {
-            Ok(_) => Ok(Reach::Answered),
-            Err(ErrorKind::ConnectionRefused) => Ok(Reach::Refused),
-            Err(ErrorKind::TimedOut) => Ok(Reach::Silent),
-            Err(other) => bail!("{server}: {other}"),
-        }
+        Reach::of(tried).with_context(|| server.to_string())
     }
 
     /// Waits until attempts to connect end so.
@@ -118,6 +132,68 @@ impl Cluster {
             Ok(())
         })?;
         self.forget_early_packets(server.ip())
+    }
+
+    /// While `work` is done, under requests all the time of which any may fail, no VIP is silent for as long as a second:
+    /// `servers` are both families'. What the machine itself stands still for meanwhile is left out; `pod` tells it, which
+    /// is asked the same way past everybody who serves VIPs.
+    pub fn without_a_silent_second<T>(
+        &self,
+        servers: [SocketAddr; 2],
+        pod: [SocketAddr; 2],
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let ([v4, v6], [pod4, pod6]) = (servers, pod);
+        let (done, [v4, v6, still4, still6]) = self.silences([v4, v6, pod4, pod6], work)?;
+        for (server, silent, still) in [(servers[0], v4, still4), (servers[1], v6, still6)] {
+            eprintln!("{server}: silent for {silent:?}, a pod for {still:?}");
+            ensure!(
+                silent < Duration::from_secs(1) + still,
+                "{server}: silent for {silent:?}, a pod for {still:?}"
+            );
+        }
+        Ok(done)
+    }
+
+    /// For how long at most each of the servers said nothing.
+    fn silences<T, const N: usize>(
+        &self,
+        servers: [SocketAddr; N],
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, [Duration; N])> {
+        let going = AtomicBool::new(true);
+        let ask = |server: SocketAddr| {
+            let mut answered = Vec::new();
+            while going.load(Ordering::Relaxed) {
+                if http_get(server, "hostname", IMPATIENCE).is_ok() {
+                    answered.push(Instant::now());
+                }
+                thread::sleep(PACE);
+            }
+            answered
+        };
+        let ask = &ask;
+        let (done, silences) = thread::scope(|scope| {
+            let lane = |server| scope.spawn(move || self.client.enter(|| ask(server)));
+            let asking = servers.map(|server| [(); LANES].map(|()| lane(server)));
+            let began = Instant::now();
+            let done = work();
+            let ended = Instant::now();
+            going.store(false, Ordering::Relaxed);
+            let silences = asking.map(|lanes| {
+                let answered = lanes.map(|lane| lane.join().expect("a client"));
+                let during = answered.into_iter().flatten();
+                let mut times: Vec<_> = during
+                    .filter(|time| (began..ended).contains(time))
+                    .collect();
+                times.extend([began, ended]);
+                times.sort_unstable();
+                let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+                gaps.max().unwrap_or_default()
+            });
+            (done, silences)
+        });
+        Ok((done?, silences))
     }
 
     /// Requests to each of the servers all the time while `work` is done; it is an error if one fails.
@@ -164,11 +240,18 @@ pub struct Datagrams {
 impl Datagrams {
     /// What the server says to a datagram: `hostname` or `clientip`.
     pub fn ask(&self, question: &str) -> Result<String> {
+        let answer = self.exchange(question.as_bytes())?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// A large question, and what is said to it.
+    pub fn exchange(&self, question: &[u8]) -> Result<Vec<u8>> {
         self.socket.set_read_timeout(Some(SHORTLY))?;
-        self.socket.send(question.as_bytes())?;
-        let mut answer = [0; 256];
+        self.socket.send(question)?;
+        let mut answer = vec![0; usize::from(u16::MAX)];
         let length = self.socket.recv(&mut answer)?;
-        Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+        answer.truncate(length);
+        Ok(answer)
     }
 
     /// Whether a question was answered by an ICMP error: port unreachable.
