@@ -11,6 +11,8 @@ mod baseline;
 mod churn;
 #[path = "cluster/edits.rs"]
 mod edits;
+#[path = "cluster/explain.rs"]
+mod explain;
 #[path = "cluster/garbage.rs"]
 mod garbage;
 #[path = "cluster/outages.rs"]
