@@ -17,5 +17,7 @@ mod explain;
 mod garbage;
 #[path = "cluster/outages.rs"]
 mod outages;
+#[path = "cluster/stack.rs"]
+mod stack;
 #[path = "cluster/uninstall.rs"]
 mod uninstall;

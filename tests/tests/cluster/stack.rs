@@ -1,0 +1,208 @@
+//! What is served by the packet path goes through its node's own stack: that meets clients as they are, and packets of any
+//! shape arrive.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::cluster::{Agents, Cluster, Reach, vips, with_agents};
+use serde_json::json;
+
+/// Connections to each family's frontend. With half of the pods here, one run in 2^19 meets none of one kind.
+const CALLS: usize = 10;
+
+/// A10.1
+#[test]
+fn a_nodes_own_stack_meets_clients_as_they_are() -> Result<()> {
+    with_agents(|cluster, agents| {
+        let space = cluster.space("stack")?;
+        space.spread("web", 1)?;
+        space.service("web", &vips(110), &json!({}))?;
+        let near = json!({"selector": {"app": "web"}, "externalTrafficPolicy": "Local"});
+        space.service("near", &vips(111), &near)?;
+        let (mut own, mut others) = (0, 0);
+        for server in agents.serve_vips(vips(110))? {
+            let served = only_kube_proxy_translates(cluster, server)?;
+            own += served;
+            others += CALLS - served;
+        }
+        ensure!(own > 0 && others > 0, "{own} and {others} by kube-proxy");
+        for server in agents.serve_vips(vips(111))? {
+            a_network_policy_holds(cluster, agents, server)?;
+            strict_paths_are_kept(cluster, agents, server)?;
+        }
+        Ok(())
+    })
+}
+
+/// Connection tracking has the client at both ends of what the packet path serves, which is how many calls; kube-proxy
+/// masquerades the others.
+fn only_kube_proxy_translates(cluster: &Cluster, server: SocketAddr) -> Result<usize> {
+    let mut own = 0;
+    for caller in cluster.callers(CALLS, server.is_ipv6())? {
+        let mut call = caller.call(server)?;
+        let served = call.seen()? == call.from;
+        let known = cluster.tracked("node1", call.from)?;
+        ensure!(!known.is_empty(), "{}: nothing", call.from);
+        for known in &known {
+            let [_, to] = known.original;
+            let [_, back] = known.reply;
+            ensure!((back == call.from) == served, "{known:?}");
+            ensure!((to == server) != served, "{known:?}");
+        }
+        own += usize::from(served);
+    }
+    Ok(own)
+}
+
+/// What forbids a client the pods of a node, forbids him those that he is served by the packet path.
+fn a_network_policy_holds(
+    cluster: &Cluster,
+    agents: &Agents<'_>,
+    server: SocketAddr,
+) -> Result<()> {
+    let v6 = server.is_ipv6();
+    let client = cluster.address("client", v6)?;
+    let (other, _until_then) = cluster.second_address(v6)?;
+    let family = if v6 { "ip6" } else { "ip" };
+    let chain = format!(
+        "chain forward {{
+            type filter hook forward priority 0;
+            oifname cni0 {family} saddr {client} drop
+        }}"
+    );
+    let policy = cluster.filter("node1", "denied", &chain)?;
+    let before = agents.served("node1", server)?;
+    cluster.caller(client)?.ensure(Reach::Silent, server)?;
+    let after = agents.served("node1", server)?;
+    ensure!(after.new_flows > before.new_flows, "{before:?}, {after:?}");
+    let mut call = cluster.caller(other)?.call(server)?;
+    ensure!(call.seen()? == call.from, "{}", call.seen()?);
+    drop(policy);
+    cluster.caller(client)?.ensure(Reach::Answered, server)
+}
+
+/// A node that takes packets only from where it would send to, takes those whose destination was rewritten in its driver.
+fn strict_paths_are_kept(cluster: &Cluster, agents: &Agents<'_>, server: SocketAddr) -> Result<()> {
+    let _strict = cluster.strict_paths("node1")?;
+    // As firewalld does it for IPv6, which has no setting.
+    let chain = "chain prerouting {
+            type filter hook prerouting priority raw;
+            icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept
+            meta nfproto ipv6 fib saddr . iif oif missing drop
+        }";
+    let _strict6 = cluster.filter("node1", "strict", chain)?;
+    let before = agents.served("node1", server)?;
+    cluster.answering(server)?;
+    let after = agents.served("node1", server)?;
+    let new = after.new_flows - before.new_flows;
+    ensure!(new == Cluster::REQUESTS, "{server}: {new} by XDP");
+    cluster.ensure_seen(server)
+}
+
+/// Bytes that go in several packets, each way.
+const MUCH: usize = 100_000;
+
+/// What the servers read of one datagram, less the word that asks for an echo: two fragments on Ethernet.
+const LARGE: usize = 2000;
+
+/// What a marked packet of the client's is like in front of its pod: the router and the node have each taken one hop.
+const HOPS: u8 = 62;
+
+/// A10.4, A10.5, A10.6
+#[test]
+fn packets_of_any_shape_reach_the_pod_that_owns_the_flow() -> Result<()> {
+    with_agents(|cluster, agents| {
+        let space = cluster.space("shapes")?;
+        space.spread("web", 1)?;
+        let policy = json!({"externalTrafficPolicy": "Local"});
+        space.service("web", &vips(112), &policy)?;
+        for server in agents.serve_vips(vips(112))? {
+            fragments_follow_their_first(cluster, agents, server)?;
+            marks_are_kept(cluster, server)?;
+            a_pod_learns_of_a_smaller_mtu(cluster, agents, server)?;
+        }
+        Ok(())
+    })
+}
+
+/// Question and answer are each a datagram in two fragments.
+fn fragments_follow_their_first(
+    cluster: &Cluster,
+    agents: &Agents<'_>,
+    server: SocketAddr,
+) -> Result<()> {
+    let before = agents.served_datagrams("node1", server)?;
+    let client = cluster.datagrams(server)?;
+    let large: String = ('a'..='z').cycle().take(LARGE).collect();
+    let answer = client.exchange(format!("echo {large}").as_bytes())?;
+    ensure!(answer == large.as_bytes(), "{} bytes", answer.len());
+    let after = agents.served_datagrams("node1", server)?;
+    ensure!(after.new_flows == before.new_flows + 1, "{after:?}");
+    ensure!(after.replies > before.replies, "{before:?}, {after:?}");
+    ensure!(after.passed == before.passed, "{before:?}, {after:?}");
+    Ok(())
+}
+
+/// DSCP and ECN are at the pod what they were at the client, and the other way round; each hop is counted once.
+fn marks_are_kept(cluster: &Cluster, server: SocketAddr) -> Result<()> {
+    let v6 = server.is_ipv6();
+    let (vip, client) = (server.ip(), cluster.address("client", v6)?);
+    let (family, hops) = if v6 {
+        ("ip6", "ip6 hoplimit")
+    } else {
+        ("ip", "ip ttl")
+    };
+    let asking = format!(
+        "counter marked {{}}
+        chain output {{
+            type filter hook output priority 0;
+            {family} daddr {vip} {family} dscp set af41 {family} ecn set ect0
+        }}
+        chain input {{
+            type filter hook input priority 0;
+            {family} saddr {vip} {family} dscp cs1 {family} ecn ect1 counter name marked
+        }}"
+    );
+    let answering = format!(
+        "counter marked {{}}
+        chain forward {{
+            type filter hook forward priority 0;
+            oifname cni0 {family} saddr {client} {family} dscp af41 {family} ecn ect0 {hops} {HOPS} counter name marked
+            iifname cni0 {family} daddr {client} {family} dscp set cs1 {family} ecn set ect1
+        }}"
+    );
+    let asking = cluster.filter("client", "marks", &asking)?;
+    let answering = cluster.filter("node1", "marks", &answering)?;
+    cluster.get(server, "hostname")?;
+    for (place, filter) in [("node1", answering), ("client", asking)] {
+        let marked = filter.counted("marked")?;
+        ensure!(marked > 0, "{server}: no marked packet at {place}");
+    }
+    Ok(())
+}
+
+/// The router tells the VIP that large segments do not fit on their way to the client; the pod that sent them is told, and
+/// sends smaller ones.
+fn a_pod_learns_of_a_smaller_mtu(
+    cluster: &Cluster,
+    agents: &Agents<'_>,
+    server: SocketAddr,
+) -> Result<()> {
+    let chain = "counter told {}
+        chain forward {
+            type filter hook forward priority 0;
+            oifname cni0 icmp code frag-needed counter name told
+            oifname cni0 icmpv6 type packet-too-big counter name told
+        }";
+    let told = cluster.filter("node1", "told", chain)?;
+    let _narrow = cluster.narrow(server.is_ipv6(), 1400)?;
+    let before = agents.served("node1", server)?;
+    let answer = cluster.get(server, &format!("echo?msg={}", "x".repeat(MUCH)))?;
+    let came = answer.bytes().filter(|&byte| byte == b'x').count();
+    ensure!(came == MUCH, "{server}: {came} bytes");
+    let after = agents.served("node1", server)?;
+    ensure!(after.new_flows == before.new_flows + 1, "{after:?}");
+    let told = told.counted("told").context("told")?;
+    ensure!(told > 0, "{server}: nobody was told");
+    Ok(())
+}
