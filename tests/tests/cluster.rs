@@ -15,6 +15,8 @@ mod edits;
 mod explain;
 #[path = "cluster/garbage.rs"]
 mod garbage;
+#[path = "cluster/handover.rs"]
+mod handover;
 #[path = "cluster/outages.rs"]
 mod outages;
 #[path = "cluster/stack.rs"]

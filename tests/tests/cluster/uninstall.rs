@@ -51,7 +51,8 @@ fn uninstalled_leaves_every_node_as_it_was_and_kube_proxy_serves() -> Result<()>
         for server in servers {
             agents.serve("node1", server)?;
         }
-        cluster.uninstall(&[])?;
+        let pod = space.own_servers("web", "node1")?;
+        cluster.without_a_silent_second(servers, pod, || cluster.uninstall(&[]))?;
         ensure_as_before(cluster, &before)?;
         for server in servers {
             let answered = cluster.answering(server)?;
