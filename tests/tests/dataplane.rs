@@ -316,6 +316,21 @@ fn every_op_is_in_the_kernel_as_the_fake_has_it() -> Result<()> {
     Ok(())
 }
 
+/// A pod's, for example, that goes while an agent starts.
+#[test]
+fn a_device_that_is_gone_is_left_out() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let maps = Maps::make()?;
+    let mut bpf = maps.bpf()?;
+    let (loopback, gone) = (1, i32::MAX as u32);
+    bpf.apply(&[gone, loopback].map(|ifindex| Op::InsertDevice { ifindex }))?;
+    assert_eq!(bpf.dump()?.devices, [loopback].into());
+    bpf.apply(&[Op::RemoveDevice { ifindex: gone }])?;
+    Ok(())
+}
+
 #[test]
 fn what_does_not_fit_is_named_with_the_setting_that_helps() -> Result<()> {
     if !is_root() {

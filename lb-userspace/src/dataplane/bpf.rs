@@ -91,19 +91,21 @@ impl Bpf {
         })
     }
 
+    /// A device that went after it was seen (a pod's) is left out, as the kernel takes out those that go later: nothing is
+    /// sent on it any more. `EINVAL` says so (`dev_get_by_index` in kernel/bpf/devmap.c).
     fn insert_device(&mut self, ifindex: u32) -> Result<(), Cause> {
-        self.devices
-            .insert(ifindex, ifindex, None, 0)
-            .map_err(|error| {
-                let source = match error {
-                    XdpMapError::MapError(error) => open::io_error(error),
-                    error @ XdpMapError::ChainedProgramNotSupported => io::Error::other(error),
-                };
-                Cause::Kernel {
-                    map: "DEVICES",
-                    source,
-                }
-            })
+        let source = match self.devices.insert(ifindex, ifindex, None, 0) {
+            Ok(()) => return Ok(()),
+            Err(XdpMapError::MapError(error)) => open::io_error(error),
+            Err(error @ XdpMapError::ChainedProgramNotSupported) => io::Error::other(error),
+        };
+        if source.raw_os_error() == Some(libc::EINVAL) {
+            return Ok(());
+        }
+        Err(Cause::Kernel {
+            map: "DEVICES",
+            source,
+        })
     }
 }
 
