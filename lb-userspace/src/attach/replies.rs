@@ -123,12 +123,20 @@ pub fn change(added: &BTreeSet<Answering>, removed: &BTreeSet<Answering>) -> io:
     elements(DELETE_ELEMENTS, removed)
 }
 
+/// Whether the table is there.
+///
+/// # Errors
+/// The kernel's.
+pub fn are_kept() -> io::Result<bool> {
+    has_table(TABLE)
+}
+
 /// Removes the table; says whether it was there.
 ///
 /// # Errors
 /// The kernel's.
 pub fn remove() -> io::Result<bool> {
-    if !has_table(TABLE)? {
+    if !are_kept()? {
         return Ok(false);
     }
     let mut batch = Batch::new();

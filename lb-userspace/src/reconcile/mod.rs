@@ -152,6 +152,7 @@ impl<D: Dataplane> Reconciler<D> {
                 _ = ticks.tick() => {
                     self.poke();
                     self.beat();
+                    self.replies.look();
                     Event::Time
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Event::Time,

@@ -84,6 +84,14 @@ impl Replies {
         }
     }
 
+    /// Looks whether somebody has removed the chain, as `nft flush ruleset` does: it is written anew then.
+    pub fn look(&mut self) {
+        if self.chain == Chain::Present && matches!(replies::are_kept(), Ok(false)) {
+            tracing::warn!("nftables: somebody removed the table inet millrace; it is made again");
+            self.chain = Chain::Unknown;
+        }
+    }
+
     /// # Errors
     /// The kernel's; the next call begins from nothing.
     fn flush(&mut self, on: bool) -> io::Result<()> {
