@@ -5,7 +5,9 @@
 //! `target/cluster`.
 
 mod agents;
+mod askers;
 mod caller;
+mod endpoints;
 mod node;
 mod space;
 mod traffic;
@@ -27,10 +29,12 @@ use serde_json::Value;
 use tokio::runtime;
 
 pub use self::{
-    agents::{Agents, with_agents, without_agents},
+    agents::{Agents, with_agents, with_settings, without_agents},
+    askers::{Asker, Met},
     caller::{Call, Caller, Explained},
+    endpoints::{Endpoint, Pod},
     node::{Stopped, Tracked},
-    space::Space,
+    space::{Entries, Space},
     traffic::{Datagrams, Reach},
     undo::{Filter, Undo},
 };
@@ -116,13 +120,13 @@ impl Cluster {
         }
     }
 
-    /// Objects as YAML or JSON.
-    pub fn apply(&self, objects: &str) -> Result<()> {
+    /// Objects as YAML or JSON; what became of each.
+    pub fn apply(&self, objects: &str) -> Result<String> {
         let mut command = self.command()?;
         command
             .args(["apply", "--filename", "-"])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let output = self.control()?.enter(|| -> Result<_> {
             let mut kubectl = command.spawn()?;
@@ -133,7 +137,7 @@ impl Cluster {
         })?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "kubectl apply: {said}\n{objects}");
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// kubectl as the administrator; to be run at the control plane.

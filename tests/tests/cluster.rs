@@ -13,12 +13,22 @@ mod churn;
 mod edits;
 #[path = "cluster/explain.rs"]
 mod explain;
+#[path = "cluster/flows.rs"]
+mod flows;
+#[path = "cluster/frontends.rs"]
+mod frontends;
 #[path = "cluster/garbage.rs"]
 mod garbage;
 #[path = "cluster/handover.rs"]
 mod handover;
+#[path = "cluster/options.rs"]
+mod options;
 #[path = "cluster/outages.rs"]
 mod outages;
+#[path = "cluster/ranges.rs"]
+mod ranges;
+#[path = "cluster/selection.rs"]
+mod selection;
 #[path = "cluster/stack.rs"]
 mod stack;
 #[path = "cluster/uninstall.rs"]

@@ -1,7 +1,7 @@
 //! Our image in our `DaemonSet`, as `kubectl apply -f deploy/millrace.yaml` brings it.
 
 use std::{
-    env,
+    env, fs,
     net::{IpAddr, SocketAddr},
     os::unix::fs::symlink,
     process::Output,
@@ -19,6 +19,9 @@ use crate::{
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/millrace.yaml");
 const NAMESPACE: &str = "--namespace=millrace-system";
+
+/// What the manifest's config says of the cluster.
+const SETTINGS: &str = "kubernetes: {}";
 
 /// Where agents tell of their health and of their counters.
 const OBSERVED: u16 = 9470;
@@ -38,15 +41,29 @@ pub struct Served {
 #[derive(Debug)]
 pub struct Agents<'a> {
     cluster: &'a Cluster,
+    /// What they come from.
+    manifest: String,
 }
 
 /// A test beside our agents, which are installed if they are not there, and stay for the next one. None of them may have
 /// been forbidden anything then: contract A14.1.
 pub fn with_agents(test: impl FnOnce(&Cluster, &Agents<'_>) -> Result<()>) -> Result<()> {
+    with_settings(&[SETTINGS], test)
+}
+
+/// The same with other fields of the config in place of `kubernetes: {}`. The next test has agents as it wants them.
+pub fn with_settings(
+    fields: &[&str],
+    test: impl FnOnce(&Cluster, &Agents<'_>) -> Result<()>,
+) -> Result<()> {
     let Some(cluster) = Cluster::named()? else {
         return Ok(());
     };
-    let agents = cluster.install()?;
+    let agents = Agents {
+        cluster: &cluster,
+        manifest: manifest(fields)?,
+    };
+    agents.install()?;
     let done = test(&cluster, &agents);
     let log = agents.log();
     done.with_context(|| match &log {
@@ -69,19 +86,13 @@ pub fn without_agents(test: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
     test(&cluster)
 }
 
-impl Cluster {
-    /// Applies the manifest and waits until every agent is ready. The nodes have the image already.
-    fn install(&self) -> Result<Agents<'_>> {
-        let agents = Agents { cluster: self };
-        self.kubectl(&["apply", "--filename", MANIFEST])?;
-        if let Err(error) = agents.settled() {
-            let said = self.kubectl(&["describe", "pods", NAMESPACE])?;
-            let log = agents.log().unwrap_or_default();
-            return Err(error.context(format!("{said}\n{log}")));
-        }
-        Ok(agents)
-    }
+fn manifest(fields: &[&str]) -> Result<String> {
+    let text = fs::read_to_string(MANIFEST).context(MANIFEST)?;
+    let (before, after) = text.split_once(SETTINGS).context(SETTINGS)?;
+    Ok(format!("{before}{}{after}", fields.join("\n    ")))
+}
 
+impl Cluster {
     /// `kubectl millrace uninstall …`; what it printed.
     pub fn uninstall(&self, arguments: &[&str]) -> Result<String> {
         let folder = Folder::create("plugin")?;
@@ -95,6 +106,32 @@ impl Cluster {
 }
 
 impl Agents<'_> {
+    /// Applies the manifest and waits until every agent is ready and has read its config. The nodes have the image already.
+    fn install(&self) -> Result<()> {
+        let said = self.cluster.apply(&self.manifest)?;
+        // Most settings are read once.
+        let settled = if said.contains("configmap/millrace configured") {
+            self.restart()
+        } else {
+            self.settled()
+        };
+        settled.or_else(|error| {
+            let said = self.cluster.kubectl(&["describe", "pods", NAMESPACE])?;
+            let log = self.log().unwrap_or_default();
+            Err(error.context(format!("{said}\n{log}")))
+        })
+    }
+
+    /// Ends all agents, and brings others when `work` is done. What they put into the kernel stays there.
+    pub fn away<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let delete = ["delete", "daemonset/millrace", "--cascade=foreground"];
+        self.cluster
+            .kubectl(&[&delete[..], &[NAMESPACE]].concat())?;
+        let done = work();
+        self.install()?;
+        done
+    }
+
     /// Waits until the agents of all nodes are as the manifest says, and ready.
     pub fn settled(&self) -> Result<()> {
         let timeout = format!("--timeout={}s", PATIENCE.as_secs());
@@ -280,6 +317,14 @@ impl Agents<'_> {
         buckets
             .map(|line| bucket(line).with_context(|| line.to_owned()))
             .collect()
+    }
+
+    /// All that a node's agent has counted of a namespace's Services, as it tells Prometheus.
+    pub fn counters(&self, node: &str, namespace: &str) -> Result<Vec<String>> {
+        let label = format!("_total{{namespace=\"{namespace}\"");
+        let text = self.metrics(node)?;
+        let counters = text.lines().filter(|line| line.contains(&label));
+        Ok(counters.map(str::to_owned).collect())
     }
 
     /// A sample of what a node's agent tells Prometheus; none if there is no such series.

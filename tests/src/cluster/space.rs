@@ -14,6 +14,15 @@ use crate::netns::until;
 /// How long a server that is told to end goes on serving: until whoever sends to it has heard of it.
 const LAST_SECONDS: u8 = 5;
 
+/// Where else TCP port 80 of a Service may be entered than at its VIPs; an address of each family.
+#[derive(Debug)]
+pub struct Entries {
+    pub cluster_ips: [SocketAddr; 2],
+    /// Of node 1.
+    pub node_ports: [SocketAddr; 2],
+    pub external_ips: [SocketAddr; 2],
+}
+
 /// A Kubernetes namespace, deleted on drop.
 #[derive(Debug)]
 pub struct Space<'a> {
@@ -85,7 +94,7 @@ impl Space<'_> {
         Ok(())
     }
 
-    fn list_pods(&self, name: &str) -> Result<Vec<Value>> {
+    pub(super) fn list_pods(&self, name: &str) -> Result<Vec<Value>> {
         let selector = format!("--selector=app={name}");
         let own = ["pods", "--namespace", &self.name, &selector];
         self.cluster.list(&own)
@@ -155,6 +164,36 @@ impl Space<'_> {
                 .list(&["events", "--namespace", &self.name, &fields])?;
             ensure!(!events.is_empty(), "no event {reason} on {object}");
             Ok(())
+        })
+    }
+
+    /// An object's spec.
+    pub fn spec(&self, kind: &str, name: &str) -> Result<Value> {
+        let answer = self.kubectl(&["get", kind, name, "--output=json"])?;
+        let mut object: Value = serde_json::from_str(&answer)?;
+        Ok(object["spec"].take())
+    }
+
+    /// Entries of a Service that has all of them; packets for its addresses come to node 1.
+    pub fn entries(&self, name: &str) -> Result<Entries> {
+        let spec = self.spec("service", name)?;
+        let port = spec["ports"][0]["nodePort"].as_u64().context("nodePort")?;
+        let node = |v6| {
+            let address = self.cluster.address("node1", v6)?;
+            Ok::<_, anyhow::Error>(SocketAddr::new(address, port.try_into()?))
+        };
+        let routed = |list: &str, at: usize| {
+            let text = spec[list][at]
+                .as_str()
+                .context("an address of each family")?;
+            let address = text.parse()?;
+            self.cluster.route(address, "node1")?;
+            Ok::<_, anyhow::Error>(SocketAddr::new(address, 80))
+        };
+        Ok(Entries {
+            cluster_ips: [routed("clusterIPs", 0)?, routed("clusterIPs", 1)?],
+            node_ports: [node(false)?, node(true)?],
+            external_ips: [routed("externalIPs", 0)?, routed("externalIPs", 1)?],
         })
     }
 

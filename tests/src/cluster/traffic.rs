@@ -14,11 +14,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{Cluster, PATIENCE};
 use crate::{
     clients::{self, Answers, http_get},
-    netns::until,
+    netns::{Netns, until},
 };
 
 /// Requests until each of a few servers has had its turn, if they are chosen at random: 2^-60 of all runs miss one of two.
-const REQUESTS: usize = 60;
+pub(super) const REQUESTS: usize = 60;
 
 /// For an answer: a SYN may have to be sent twice.
 pub(super) const SHORTLY: Duration = Duration::from_secs(5);
@@ -56,13 +56,20 @@ impl Reach {
     }
 }
 
+/// Who answers so many requests, each of which comes over a connection of its own. The first that fails is the last: who
+/// waits for a change looks again sooner.
+pub(super) fn answering(place: &Netns, server: SocketAddr) -> Result<BTreeSet<String>> {
+    let ask = |number| {
+        let answer = http_get(server, "hostname", SHORTLY);
+        answer.with_context(|| format!("{server}: request {number} of {REQUESTS}"))
+    };
+    place.enter(|| (1..=REQUESTS).map(ask).collect())
+}
+
 impl Cluster {
-    /// Who answers the client's requests, each of which comes over a connection of its own, and how many those were.
+    /// Who answers the client's requests.
     pub fn answering(&self, server: SocketAddr) -> Result<BTreeSet<String>> {
-        let answers = clients::http(&self.client, server, REQUESTS, 2);
-        ensure!(answers.failures.is_empty(), "{server}: {answers:?}");
-        ensure!(answers.answered() == REQUESTS, "{server}: {answers:?}");
-        Ok(answers.by_backend.into_keys().collect())
+        answering(&self.client, server)
     }
 
     /// Waits until these pods answer, each of them and no other.
@@ -105,22 +112,32 @@ impl Cluster {
 
     /// Servers see the client's own address, over TCP and UDP.
     pub fn ensure_seen(&self, server: SocketAddr) -> Result<()> {
-        let client = self.address("client", server.is_ipv6())?;
         for seen in [
             self.get(server, "clientip")?,
             self.datagrams(server)?.ask("clientip")?,
         ] {
-            let seen: SocketAddr = seen.trim().parse().with_context(|| seen.clone())?;
-            ensure!(seen.ip() == client, "{server}: {seen}");
+            ensure!(self.is_client(&seen)?, "{server}: {seen}");
         }
         Ok(())
     }
 
+    /// Whether what a server said to `clientip` is the client's own address.
+    pub fn is_client(&self, seen: &str) -> Result<bool> {
+        let seen: SocketAddr = seen.trim().parse().with_context(|| seen.to_owned())?;
+        Ok(seen.ip() == self.address("client", seen.is_ipv6())?)
+    }
+
     /// How one attempt to connect ends.
     pub fn reach(&self, server: SocketAddr) -> Result<Reach> {
-        let tried = self
-            .client
-            .enter(|| TcpStream::connect_timeout(&server, SILENCE));
+        Self::reach_from(&self.client, server, SILENCE)
+    }
+
+    pub(super) fn reach_from(
+        place: &Netns,
+        server: SocketAddr,
+        silence: Duration,
+    ) -> Result<Reach> {
+        let tried = place.enter(|| TcpStream::connect_timeout(&server, silence));
         Reach::of(tried).with_context(|| server.to_string())
     }
 
@@ -238,6 +255,12 @@ pub struct Datagrams {
 }
 
 impl Datagrams {
+    /// A datagram whose answer nobody waits for.
+    pub fn send(&self, question: &[u8]) -> Result<()> {
+        self.socket.send(question)?;
+        Ok(())
+    }
+
     /// What the server says to a datagram: `hostname` or `clientip`.
     pub fn ask(&self, question: &str) -> Result<String> {
         let answer = self.exchange(question.as_bytes())?;
@@ -247,7 +270,7 @@ impl Datagrams {
     /// A large question, and what is said to it.
     pub fn exchange(&self, question: &[u8]) -> Result<Vec<u8>> {
         self.socket.set_read_timeout(Some(SHORTLY))?;
-        self.socket.send(question)?;
+        self.send(question)?;
         let mut answer = vec![0; usize::from(u16::MAX)];
         let length = self.socket.recv(&mut answer)?;
         answer.truncate(length);

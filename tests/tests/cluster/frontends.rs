@@ -1,0 +1,83 @@
+//! What of a Service is a frontend of ours, as the manifest's config has it.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use lb_tests::cluster::{Cluster, vips, with_agents};
+use serde_json::json;
+
+/// Cluster IPs from outside, node ports and external IPs: kube-proxy answers there, and pods see a node in the client's
+/// place.
+///
+/// A2.1, A2.2, A2.3, A2.10
+#[test]
+fn only_vips_are_frontends_unless_more_is_asked_for() -> Result<()> {
+    with_agents(|cluster, agents| {
+        let space = cluster.space("plain")?;
+        space.spread("web", 1)?;
+        let pods = space.pods("web", None)?;
+        let more = json!({"externalIPs": vips(135)});
+        space.service("web", &vips(134), &more)?;
+        agents.serve_vips(vips(134))?;
+        let entries = space.entries("web")?;
+        let others = [
+            entries.cluster_ips,
+            entries.node_ports,
+            entries.external_ips,
+        ]
+        .concat();
+        for server in others {
+            cluster.wait_for_answers(&[server], &pods)?;
+            let frontends = agents.frontends("node1")?;
+            let ours = [server.to_string() + "/tcp", server.to_string() + "/udp"];
+            ensure!(
+                !ours.iter().any(|one| frontends.contains(one)),
+                "{frontends:?}"
+            );
+            for _ in 0..4 {
+                let seen = cluster.get(server, "clientip")?;
+                ensure!(!cluster.is_client(&seen)?, "{server}: {seen}");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What balancers of other layers need is neither needed nor in the way here, and a VIP answers pings.
+///
+/// A2.6, A2.9, A2.12
+#[test]
+fn a_vip_needs_no_node_port_and_no_known_application() -> Result<()> {
+    with_agents(|cluster, agents| {
+        let space = cluster.space("bare")?;
+        space.spread("web", 1)?;
+        let own = space.pods("web", Some("node1"))?;
+        let fields = json!({
+            "externalTrafficPolicy": "Local",
+            "allocateLoadBalancerNodePorts": false,
+            "ports": [{
+                "name": "tcp",
+                "port": 80,
+                "targetPort": 8080,
+                "appProtocol": "example.com/nobody-knows-it",
+            }],
+        });
+        space.service("web", &vips(136), &fields)?;
+        let spec = space.spec("service", "web")?;
+        ensure!(spec["ports"][0]["nodePort"].is_null(), "{spec:#}");
+        let servers = agents.serve_vips(vips(136))?;
+        for server in servers {
+            let before = agents.served("node1", server)?;
+            let answered = cluster.answering(server)?;
+            ensure!(answered == own, "{server}: {answered:?} of {own:?}");
+            let after = agents.served("node1", server)?;
+            let new = after.new_flows - before.new_flows;
+            ensure!(new == Cluster::REQUESTS, "{server}: {new} by XDP");
+            let mut ping = Command::new("ping");
+            ping.args(["-c", "1", "-W", "5"])
+                .arg(server.ip().to_string());
+            cluster.client.run(&mut ping)?;
+        }
+        Ok(())
+    })
+}

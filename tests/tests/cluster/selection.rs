@@ -1,0 +1,69 @@
+//! Who gets a request: by policy, by what is said of endpoints, by who asks.
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::cluster::{
+    Asker,
+    Endpoint::{Leaving, Ready},
+    Met, vips, with_agents,
+};
+use serde_json::json;
+
+/// A slice of the contract's table: the VIP, off-cluster client, process of the node, pod. The first meets our packet
+/// path, which counts his requests, the others kube-proxy.
+///
+/// A4.1, A4.2, A4.6, A4.7, A4.8, A6.1, A6.2
+#[test]
+fn each_client_of_a_vip_meets_what_policy_and_endpoints_say() -> Result<()> {
+    with_agents(|cluster, agents| {
+        let space = cluster.space("table")?;
+        space.spread("web", 1)?;
+        let pods = space.placed("web")?;
+        let (here, there) = (&pods[0], &pods[1]);
+        space.service("web", &vips(130), &json!({"selector": null}))?;
+        let both = [Ready(here), Ready(there)];
+        space.endpoints("web", &["tcp"], &both)?;
+        let servers = agents.serve_vips(vips(130))?;
+        // Endpoints; what becomes of requests to the cluster's set, and to this node's.
+        let states = [
+            (
+                &both[..],
+                Met::answered(&[here, there]),
+                Met::answered(&[here]),
+            ),
+            (
+                &[Leaving(here)],
+                Met::answered(&[here]),
+                Met::answered(&[here]),
+            ),
+            (&[Ready(there)], Met::answered(&[there]), Met::Silence),
+            (&[], Met::Refused, Met::Refused),
+        ];
+        for policy in ["Cluster", "Local"] {
+            let fields = json!({"externalTrafficPolicy": policy});
+            space.edit("service", "web", &fields)?;
+            for (endpoints, cluster_set, local_set) in &states {
+                space.endpoints("web", &["tcp"], endpoints)?;
+                let outside = if policy == "Local" {
+                    local_set
+                } else {
+                    cluster_set
+                };
+                for server in servers {
+                    cluster
+                        .wait_to_meet(Asker::Outside, server, outside)
+                        .with_context(|| format!("{policy}, {endpoints:?}"))?;
+                }
+                let before = agents.counters("node1", &space.name)?;
+                ensure!(!before.is_empty(), "no counters of {}", space.name);
+                for server in servers {
+                    for inside in [Asker::Host("node1"), Asker::Pod(here)] {
+                        cluster.wait_to_meet(inside, server, cluster_set)?;
+                    }
+                }
+                let after = agents.counters("node1", &space.name)?;
+                ensure!(after == before, "{before:#?}, {after:#?}");
+            }
+        }
+        Ok(())
+    })
+}
