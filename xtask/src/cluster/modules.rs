@@ -125,6 +125,14 @@ impl Workshop {
     }
 }
 
+impl Drop for Workshop {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            eprintln!("cluster: {}: {error}", self.folder.display());
+        }
+    }
+}
+
 /// Runs `go build -v`, which names each package that it compiles.
 fn compile(go: &mut Command) -> Result<()> {
     let mut child = go.stderr(Stdio::piped()).spawn().context("go")?;
