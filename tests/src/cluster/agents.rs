@@ -1,6 +1,7 @@
 //! Our image in our `DaemonSet`, as `kubectl apply -f deploy/millrace.yaml` brings it.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     net::{IpAddr, SocketAddr},
     os::unix::fs::symlink,
@@ -35,6 +36,18 @@ pub struct Served {
     pub ready: u64,
     /// Packets that were left to kube-proxy, or to the stack.
     pub passed: u64,
+}
+
+impl Served {
+    /// What came in between; `ready` is of now.
+    fn since(self, before: Self) -> Self {
+        Self {
+            new_flows: self.new_flows - before.new_flows,
+            replies: self.replies - before.replies,
+            ready: self.ready,
+            passed: self.passed - before.passed,
+        }
+    }
 }
 
 /// An agent on every node.
@@ -183,7 +196,18 @@ impl Agents<'_> {
         self.done_for(node, &format!("{frontend}/tcp"))
     }
 
-    /// The same of a UDP frontend.
+    /// Who answers the client's requests ([`Cluster::answering`]), and what a node's program did for them.
+    pub fn answering(
+        &self,
+        node: &str,
+        frontend: SocketAddr,
+    ) -> Result<(BTreeSet<String>, Served)> {
+        let before = self.served(node, frontend)?;
+        let answered = self.cluster.answering(frontend)?;
+        Ok((answered, self.served(node, frontend)?.since(before)))
+    }
+
+    /// What a node's program has done for a UDP frontend.
     pub fn served_datagrams(&self, node: &str, frontend: SocketAddr) -> Result<Served> {
         self.done_for(node, &format!("{frontend}/udp"))
     }

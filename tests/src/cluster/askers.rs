@@ -59,7 +59,7 @@ struct Dialed {
 
 impl Cluster {
     /// What becomes of someone's requests: of so many that each of a few pods has its turn.
-    pub fn met(&self, asker: Asker<'_>, server: SocketAddr) -> Result<Met> {
+    fn met(&self, asker: Asker<'_>, server: SocketAddr) -> Result<Met> {
         match asker {
             Asker::Outside => Self::met_at(&self.client, server, SILENCE),
             Asker::Host(node) => Self::met_at(&self.place(node)?, server, SILENCE_INSIDE),

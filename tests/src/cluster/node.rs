@@ -58,13 +58,12 @@ impl Cluster {
     /// Makes all nodes forget packets to a VIP that came before kube-proxy knew it. Connection tracking keeps each of them
     /// for two minutes as a connection that is not translated, and a SYN from the same port would go nowhere until then.
     pub(super) fn forget_early_packets(&self, vip: IpAddr) -> Result<()> {
-        let family = if vip.is_ipv6() { "ipv6" } else { "ipv4" };
+        let v6 = vip.is_ipv6();
         let vip = vip.to_string();
-        let delete = ["conntrack", "--delete", "--family", family];
         let untranslated = ["--orig-dst", &vip, "--reply-src", &vip];
         for node in self.nodes()? {
-            let mut command = self.on_node(&node)?;
-            let output = command.args(delete).args(untranslated).output()?;
+            let mut delete = self.conntrack(&node, "--delete", v6)?;
+            let output = delete.args(untranslated).output()?;
             // 1: there are none.
             let done = matches!(output.status.code(), Some(0 | 1));
             ensure!(done, "{node}: {}", String::from_utf8_lossy(&output.stderr));
@@ -72,13 +71,20 @@ impl Cluster {
         Ok(())
     }
 
+    /// A node's connection tracking of one family; what it is to be asked about is to be added.
+    pub fn conntrack(&self, node: &str, verb: &str, v6: bool) -> Result<Command> {
+        let family = if v6 { "ipv6" } else { "ipv4" };
+        let mut command = self.on_node(node)?;
+        command.args(["conntrack", verb, "--family", family]);
+        Ok(command)
+    }
+
     /// Connections over TCP from a client's port, as a node's connection tracking has them.
     pub fn tracked(&self, node: &str, from: SocketAddr) -> Result<Vec<Tracked>> {
-        let family = if from.is_ipv6() { "ipv6" } else { "ipv4" };
         let (address, port) = (from.ip().to_string(), from.port().to_string());
-        let dump = ["conntrack", "--dump", "--family", family, "--proto", "tcp"];
         let of = ["--orig-src", &address, "--orig-port-src", &port];
-        let listed = run(self.on_node(node)?.args(dump).args(of))?;
+        let mut dump = self.conntrack(node, "--dump", from.is_ipv6())?;
+        let listed = run(dump.args(["--proto", "tcp"]).args(of))?;
         listed.lines().map(Tracked::read).collect()
     }
 

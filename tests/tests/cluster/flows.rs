@@ -110,16 +110,8 @@ fn a_datagram_before_the_service_pins_nothing() -> Result<()> {
             let client = cluster.datagrams(server)?;
             client.send(b"hostname")?;
             until(PATIENCE, || {
-                let family = if vip.is_ipv6() { "ipv6" } else { "ipv4" };
-                let list = [
-                    "conntrack",
-                    "--dump",
-                    "--family",
-                    family,
-                    "--orig-dst",
-                    &vip.to_string(),
-                ];
-                let known = run(cluster.on_node("node1")?.args(list))?;
+                let mut dump = cluster.conntrack("node1", "--dump", vip.is_ipv6())?;
+                let known = run(dump.args(["--orig-dst", &vip.to_string()]))?;
                 ensure!(known.contains("udp"), "{vip}: {known}");
                 Ok(())
             })?;

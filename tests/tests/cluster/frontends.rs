@@ -67,11 +67,9 @@ fn a_vip_needs_no_node_port_and_no_known_application() -> Result<()> {
         ensure!(spec["ports"][0]["nodePort"].is_null(), "{spec:#}");
         let servers = agents.serve_vips(vips(136))?;
         for server in servers {
-            let before = agents.served("node1", server)?;
-            let answered = cluster.answering(server)?;
+            let (answered, done) = agents.answering("node1", server)?;
             ensure!(answered == own, "{server}: {answered:?} of {own:?}");
-            let after = agents.served("node1", server)?;
-            let new = after.new_flows - before.new_flows;
+            let new = done.new_flows;
             ensure!(new == Cluster::REQUESTS, "{server}: {new} by XDP");
             let mut ping = Command::new("ping");
             ping.args(["-c", "1", "-W", "5"])

@@ -4,7 +4,10 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::cluster::{Agents, Cluster, Reach, vips, with_agents};
+use lb_tests::{
+    cluster::{Agents, Cluster, PATIENCE, Reach, vips, with_agents},
+    netns::{run, until},
+};
 use serde_json::json;
 
 /// Connections to each family's frontend. With half of the pods here, one run in 2^19 meets none of one kind.
@@ -91,12 +94,38 @@ fn strict_paths_are_kept(cluster: &Cluster, agents: &Agents<'_>, server: SocketA
             meta nfproto ipv6 fib saddr . iif oif missing drop
         }";
     let _strict6 = cluster.filter("node1", "strict", chain)?;
-    let before = agents.served("node1", server)?;
-    cluster.answering(server)?;
-    let after = agents.served("node1", server)?;
-    let new = after.new_flows - before.new_flows;
+    let (_, done) = agents.answering("node1", server)?;
+    let new = done.new_flows;
     ensure!(new == Cluster::REQUESTS, "{server}: {new} by XDP");
     cluster.ensure_seen(server)
+}
+
+/// Whoever loads a firewall of his own begins with `flush ruleset`.
+#[test]
+fn a_table_that_somebody_removed_is_made_again() -> Result<()> {
+    with_agents(|cluster, agents| {
+        let space = cluster.space("flushed")?;
+        space.spread("web", 1)?;
+        space.service("web", &vips(114), &json!({}))?;
+        agents.serve_vips(vips(114))?;
+        let table = ["inet", "millrace"];
+        let shown = || {
+            run(cluster
+                .on_node("node1")?
+                .args(["nft", "list", "table"])
+                .args(table))
+        };
+        let before = until(PATIENCE, shown)?;
+        run(cluster
+            .on_node("node1")?
+            .args(["nft", "delete", "table"])
+            .args(table))?;
+        until(PATIENCE, || {
+            let after = shown()?;
+            ensure!(after == before, "{after}, before: {before}");
+            Ok(())
+        })
+    })
 }
 
 /// Bytes that go in several packets, each way.
