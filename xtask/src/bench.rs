@@ -43,8 +43,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
         return cargo::run_harness("bench", &words, None);
     }
     let folder = cluster::folder(on_cluster::FOLDER)?;
-    on_cluster::prepare(&folder)?;
-    let done = cargo::run_harness("bench", &words, Some(&folder));
+    let done = on_cluster::prepare(&folder)
+        .and_then(|()| cargo::run_harness("bench", &words, Some(&folder)));
+    // Whatever of it has come up.
     cluster::down(&folder)?;
     done
 }

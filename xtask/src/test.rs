@@ -1,8 +1,9 @@
 //! `cargo xtask test`: every check and test, cheap ones first, and one line that sums them up.
 //!
 //! In: the workspace; the root tests are the files of `tests/tests/`, whatever they are called. Out: the tests' own
-//! output, a step's whole where several run side by side, a table of steps, the skipped and failed tests, and as the last line `N passed, M failed`. A check that is
-//! no test (formatting, clippy, …) shows only when it fails, as one failure.
+//! output (a step's in one piece where several run side by side), a table of steps, the skipped and failed tests, and as
+//! the last line `N passed, M failed`. A check that is no test (formatting, clippy, …) shows only when it fails, as one
+//! failure.
 
 pub(crate) mod on_cluster;
 pub(crate) mod output;
