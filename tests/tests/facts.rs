@@ -1,6 +1,11 @@
 //! Network facts against the kernel: what `ip` changes is what the agent knows, lost messages included.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
@@ -124,6 +129,51 @@ fn routes_and_links_are_followed() -> Result<()> {
                     && !facts.is_host_address(ip("10.0.0.2"))
             })
             .await
+    })
+}
+
+/// Whoever starts decides by the first batch, and a host changes while he does.
+#[test]
+fn the_first_batch_is_everything_whatever_changes_meanwhile() -> Result<()> {
+    const STARTS: usize = 20;
+    if !is_root() {
+        return Ok(());
+    }
+    let netns = Netns::create("facts")?;
+    netns.ip([
+        "link add eth0 type veth peer name eth1",
+        "address add 10.0.0.1/24 dev eth0",
+        "link set eth0 up",
+        "link set eth1 up",
+        "route add default via 10.0.0.254",
+    ])?;
+    let change = |n| format!("neigh replace 10.0.0.2 lladdr 02:00:00:00:00:{n:02x} dev eth0");
+    let changes: Vec<_> = (0..100).map(change).collect();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let changing = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                netns.ip(changes.iter().map(String::as_str))?;
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+        let starting = (0..STARTS).try_for_each(|_| {
+            inside(&netns, async |mut facts| {
+                let first = facts.updates.recv().await.context("source ended")?;
+                for update in first {
+                    facts.facts.apply(update);
+                }
+                let known = hop(&facts.facts, "198.51.100.7");
+                ensure!(
+                    known == Some(("eth0".into(), ip("10.0.0.254"))),
+                    "{known:?}"
+                );
+                Ok(())
+            })
+        });
+        over.store(true, Ordering::Relaxed);
+        changing.join().expect("who changes")?;
+        starting
     })
 }
 

@@ -118,7 +118,7 @@ impl Source {
         })
     }
 
-    /// Sends everything, then what changes, until the receiver is gone.
+    /// Sends everything, then what changes, until the receiver is gone: who starts takes the first batch for the whole.
     async fn run(
         mut self,
         updates: &mpsc::Sender<Vec<Update>>,
@@ -141,7 +141,8 @@ impl Source {
                         poke(&mut self.handle, ifindex, ip).map_err(|_| SourceError::Closed)?;
                     }
                 }
-                message = self.messages.next() => {
+                // What comes before a dump tells of too little; it is told after it.
+                message = self.messages.next(), if dumped.is_some() => {
                     let mut batch = Vec::new();
                     let mut doubtful = self.take(message, &mut batch)?;
                     while batch.len() < BATCH
