@@ -1,7 +1,8 @@
 //! Network facts against the kernel: what `ip` changes is what the agent knows, lost messages included.
 
 use std::{
-    net::IpAddr,
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -13,10 +14,11 @@ use lb_tests::{
     netns::Netns,
     topology::{Shape, Topology},
 };
-use lb_userspace::net::{Facts, Pokes, Update, follow, path::resolve, xdp_send};
+use lb_userspace::net::{Facts, Pokes, Update, follow, path::resolve, snapshot, xdp_send};
 use tokio::{
     runtime,
     sync::mpsc,
+    task::spawn_blocking,
     time::{Instant, timeout},
 };
 
@@ -174,6 +176,41 @@ fn the_first_batch_is_everything_whatever_changes_meanwhile() -> Result<()> {
         over.store(true, Ordering::Relaxed);
         changing.join().expect("who changes")?;
         starting
+    })
+}
+
+/// An address that goes moves the others up, past a dump that is under way.
+#[test]
+fn a_dump_lacks_nothing_that_stays() -> Result<()> {
+    const DUMPS: usize = 20;
+    if !is_root() {
+        return Ok(());
+    }
+    let netns = Netns::create("facts")?;
+    netns.ip(["link add eth0 type veth peer name eth1"])?;
+    let stay: BTreeSet<IpAddr> = (0..3000_u32)
+        .map(|n| Ipv4Addr::from_bits(0x0a01_0000 + n).into())
+        .collect();
+    let add = |ip| format!("address add {ip}/32 dev eth0");
+    let commands: Vec<_> = stay.iter().map(add).collect();
+    netns.ip(commands.iter().map(String::as_str))?;
+    inside(&netns, async |_| {
+        for number in 1..=DUMPS {
+            let netns = netns.clone();
+            // The kernel puts one of a narrower scope in front of the others.
+            let changing = spawn_blocking(move || {
+                netns.ip([
+                    "address add 10.0.0.1/32 dev eth0 scope link",
+                    "address del 10.0.0.1/32 dev eth0",
+                ])
+            });
+            let facts = snapshot(xdp_send).await?;
+            let known: BTreeSet<_> = facts.host_addresses().collect();
+            let lost: Vec<_> = stay.difference(&known).collect();
+            ensure!(lost.is_empty(), "dump {number}: no {lost:?}");
+            changing.await??;
+        }
+        Ok(())
     })
 }
 

@@ -1,20 +1,27 @@
 //! The task that keeps the facts true: a dump, then multicast messages, and a new dump after messages were lost or
 //! where the kernel changes things without a word.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
-use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
-use netlink_packet_route::{RouteNetlinkMessage, route::RouteMessage};
+use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
+use netlink_packet_route::{
+    RouteNetlinkMessage, address::AddressMessage, link::LinkMessage, neighbour::NeighbourMessage,
+};
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
-    packet_core::{NLM_F_APPEND, NetlinkMessage, NetlinkPayload},
+    packet_core::{
+        NLM_F_APPEND, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    },
     sys::{AsyncSocket as _, SocketAddr},
 };
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use thiserror::Error;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{Facts, LocalPorts, Update, messages, messages::XdpSend, poke::poke};
@@ -41,6 +48,10 @@ const DUMP_PAUSE: Duration = Duration::from_millis(200);
 
 /// And at most: some removals (routes of a deleted next-hop object) are never announced.
 const DUMP_PERIOD: Duration = Duration::from_mins(1);
+
+/// How often a dump is begun anew that something changed under, and how far apart.
+const MOST_AGAIN: usize = 10;
+const AGAIN_PAUSE: Duration = Duration::from_millis(5);
 
 /// Updates that one batch holds at most.
 const BATCH: usize = 1024;
@@ -204,47 +215,83 @@ pub async fn snapshot(xdp_send: XdpSend) -> Result<Facts, SourceError> {
     facts
 }
 
+/// A dump that something changed under, as the kernel marks it, may lack what did not change, and nobody would tell of
+/// that: it is begun anew, though not for ever.
 async fn dump(handle: &Handle, xdp_send: XdpSend) -> Result<Facts, SourceError> {
-    let failed = |what| move |error| SourceError::Dump { what, error };
+    let mut again = 0;
+    loop {
+        let (facts, whole) = dump_once(handle, xdp_send).await?;
+        if whole || again == MOST_AGAIN {
+            return Ok(facts);
+        }
+        again += 1;
+        sleep(AGAIN_PAUSE).await;
+    }
+}
+
+/// True if nothing changed meanwhile (`nl_dump_check_consistent` in the kernel; links and addresses have it).
+async fn dump_once(handle: &Handle, xdp_send: XdpSend) -> Result<(Facts, bool), SourceError> {
     let mut facts = Facts {
         local_ports: LocalPorts::read(),
         ..Facts::default()
     };
-    let mut links = handle.link().get().execute();
-    while let Some(message) = links.try_next().await.map_err(failed("links"))? {
-        facts.links.extend(messages::link(message, xdp_send));
-    }
-    let mut addresses = handle.address().get().execute();
-    while let Some(message) = addresses.try_next().await.map_err(failed("addresses"))? {
-        facts.addresses.extend(messages::address(&message));
-    }
-    for request in [
-        RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+    let mut whole = true;
+    for (what, request) in [
+        (
+            "links",
+            RouteNetlinkMessage::GetLink(LinkMessage::default()),
+        ),
+        (
+            "addresses",
+            RouteNetlinkMessage::GetAddress(AddressMessage::default()),
+        ),
+        (
+            "routes",
+            RouteNetlinkMessage::GetRoute(RouteMessageBuilder::<Ipv4Addr>::new().build()),
+        ),
+        (
+            "routes",
+            RouteNetlinkMessage::GetRoute(RouteMessageBuilder::<Ipv6Addr>::new().build()),
+        ),
+        (
+            "neighbours",
+            RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()),
+        ),
     ] {
-        dump_routes(handle, request, &mut facts)
-            .await
-            .map_err(failed("routes"))?;
-    }
-    let mut neighbours = handle.neighbours().get().execute();
-    while let Some(message) = neighbours.try_next().await.map_err(failed("neighbours"))? {
-        if let Some((index, ip, Some(neighbour))) = messages::neighbour(&message) {
-            facts.neighbours.insert((index, ip), neighbour);
+        let failed = |error| SourceError::Dump { what, error };
+        let mut request = NetlinkMessage::from(request);
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut answers = handle.clone().request(request).map_err(failed)?;
+        while let Some(answer) = answers.next().await {
+            whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(inner) => add(&mut facts, inner, xdp_send),
+                NetlinkPayload::Error(error) => {
+                    return Err(failed(rtnetlink::Error::NetlinkError(error)));
+                }
+                _ => {}
+            }
         }
     }
-    Ok(facts)
+    Ok((facts, whole))
 }
 
-async fn dump_routes(
-    handle: &Handle,
-    request: RouteMessage,
-    facts: &mut Facts,
-) -> Result<(), rtnetlink::Error> {
-    let mut routes = handle.route().get(request).execute();
-    while let Some(message) = routes.try_next().await? {
-        if let Some(route) = messages::route(message) {
-            facts.routes.insert(route);
+fn add(facts: &mut Facts, message: RouteNetlinkMessage, xdp_send: XdpSend) {
+    match message {
+        RouteNetlinkMessage::NewLink(link) => facts.links.extend(messages::link(link, xdp_send)),
+        RouteNetlinkMessage::NewAddress(address) => {
+            facts.addresses.extend(messages::address(&address));
         }
+        RouteNetlinkMessage::NewRoute(route) => {
+            if let Some(route) = messages::route(route) {
+                facts.routes.insert(route);
+            }
+        }
+        RouteNetlinkMessage::NewNeighbour(neighbour) => {
+            if let Some((index, ip, Some(neighbour))) = messages::neighbour(&neighbour) {
+                facts.neighbours.insert((index, ip), neighbour);
+            }
+        }
+        _ => {}
     }
-    Ok(())
 }
