@@ -46,6 +46,10 @@ pub struct State {
     pub programming: Option<Durations>,
 }
 
+/// Why [`State::interfaces`] is empty.
+pub const NO_UPLINK: &str =
+    "waits for an uplink: no interface has a default route, or a name that `interfaces` asks for";
+
 /// Why everything passes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

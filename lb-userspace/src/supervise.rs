@@ -211,7 +211,6 @@ impl Begun<'_> {
         if adopted {
             first_checks(&mut engine, &mut inputs).await;
         }
-        let mode = reconcile::mode(engine.config());
         let interfaces = engine.config().interfaces.clone();
         let announcing = Announcing::start(&engine, packets);
         let mut reconciler = Reconciler {
@@ -245,8 +244,7 @@ impl Begun<'_> {
         reconciler.uplinks = Uplinks::start(
             &mut reconciler.installation,
             reconciler.engine.facts(),
-            &interfaces,
-            mode,
+            reconciler.engine.config(),
         )?;
         drop_privileges(&options.config)?;
         let metrics = match metrics_end(reconciler.engine.config()).await {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     attach::{self, DEFAULT_PIN_ROOT},
     observe::{offline, view::Status},
-    state::{Announced, Announcement, Attached, Bypass, SourceState},
+    state::{Announced, Announcement, Attached, Bypass, NO_UPLINK, SourceState},
 };
 
 #[derive(clap::Args, Debug)]
@@ -117,6 +117,9 @@ fn draw(status: &Status, _wide: bool) -> String {
         }),
     ));
     add_announcements(&status.announcements, &mut add);
+    if status.up_seconds.is_some() && status.interfaces.is_empty() {
+        add(NO_UPLINK.to_owned());
+    }
     for interface in &status.interfaces {
         if let Attached::Refused { why } = &interface.attached {
             add(format!("{}: {why}", interface.name));

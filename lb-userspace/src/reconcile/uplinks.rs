@@ -9,8 +9,10 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::mode;
 use crate::{
     attach::{AttachError, How, Installation, Mode},
+    config::Config,
     net::{self, Facts, Link},
     state,
 };
@@ -53,16 +55,17 @@ impl Uplink {
 
 impl Uplinks {
     /// Attaches to every interface that is asked for, or to none that had not our program before. One that is unfit as
-    /// it is set up stands aside, and is tried again.
+    /// it is set up stands aside, and is tried again. A node of a cluster may get its network after its pods: where none is
+    /// asked for there, the first is waited for.
     ///
     /// # Errors
-    /// The first interface that is missing or taken; none is asked for.
+    /// The first interface that is missing or taken; outside of a cluster, none is asked for.
     pub fn start(
         installation: &mut Installation,
         facts: &Facts,
-        patterns: &[String],
-        mode: Mode,
+        config: &Config,
     ) -> Result<Self, AttachError> {
+        let (patterns, mode) = (&config.interfaces[..], mode(config));
         let now = Instant::now();
         let before = installation.attached()?;
         let mut names = net::interfaces(facts, patterns);
@@ -76,7 +79,11 @@ impl Uplinks {
                 [] => "with a default route (`interfaces` names none)".to_owned(),
                 _ => patterns.join(", "),
             };
-            return Err(AttachError::NoInterface(asked));
+            let none = AttachError::NoInterface(asked);
+            if config.kubernetes.is_none() {
+                return Err(none);
+            }
+            tracing::warn!("{none}; waiting for one, not ready until then");
         }
         let mut uplinks = Self {
             wanted: BTreeMap::new(),

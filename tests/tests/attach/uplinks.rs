@@ -79,16 +79,21 @@ fn ensure_clean(balancer: &Balancer, gone: &str) -> Result<()> {
     Ok(())
 }
 
-fn default_routes_are_followed(services: &str) -> Result<()> {
+/// A host with `eth0`, and an agent to be run for the interfaces of default routes.
+fn prepared(services: &str) -> Result<(Host, Balancer)> {
     let host = Host::make()?;
     host.plug("eth0", 2)?;
-    host.netns
-        .ip(["route add default via 192.0.2.254 dev eth0"])?;
-    let mut balancer = Balancer::prepare(&host.netns)?;
+    let balancer = Balancer::prepare(&host.netns)?;
     let kubeconfig = balancer.file().with_file_name("kubeconfig");
     fs::write(&kubeconfig, NOBODY)?;
     let services = services.replace("KUBECONFIG", &kubeconfig.display().to_string());
     balancer.write(&format!("{HEAD}interfaces: []\n{services}"))?;
+    Ok((host, balancer))
+}
+
+fn default_routes_are_followed(services: &str) -> Result<()> {
+    let (host, mut balancer) = prepared(services)?;
+    host.netns.ip([DEFAULT])?;
     balancer.run()?;
     host.has_uplinks(&balancer, &["eth0"])?;
 
@@ -114,6 +119,12 @@ fn default_routes_are_followed(services: &str) -> Result<()> {
     ensure_clean(&balancer, "eth2")
 }
 
+/// `eth0` becomes an uplink by this.
+const DEFAULT: &str = "route add default via 192.0.2.254 dev eth0";
+
+/// Services that come from [`NOBODY`].
+const CLUSTER: &str = "kubernetes: {node: n1, kubeconfig: KUBECONFIG}\n";
+
 /// An API server that does not answer.
 const NOBODY: &str = "apiVersion: v1
 kind: Config
@@ -136,7 +147,41 @@ fn interfaces_of_default_routes_come_and_go_in_a_cluster_too() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    default_routes_are_followed("kubernetes: {node: n1, kubeconfig: KUBECONFIG}\n")
+    default_routes_are_followed(CLUSTER)
+}
+
+#[test]
+fn an_agent_in_a_cluster_waits_for_the_first_default_route() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let (host, mut balancer) = prepared(CLUSTER)?;
+    balancer.run()?;
+    host.has_uplinks(&balancer, &[])?;
+    let status = balancer.cli(&["status"])?;
+    ensure!(status.contains("waits for an uplink"), "{status}");
+    ensure!(
+        balancer.log().contains("waiting for one"),
+        "{}",
+        balancer.log()
+    );
+    host.netns.ip([DEFAULT])?;
+    host.has_uplinks(&balancer, &["eth0"])?;
+    let status = balancer.cli(&["status"])?;
+    ensure!(!status.contains("waits for an uplink"), "{status}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_with_a_file_says_that_there_is_no_default_route() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let (_host, balancer) = prepared("services: []\n")?;
+    let (code, said) = balancer.refusal()?;
+    ensure!(code == Some(7), "{code:?}: {said}");
+    ensure!(said.contains("with a default route"), "{said}");
+    Ok(())
 }
 
 #[test]

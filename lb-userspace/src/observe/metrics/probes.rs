@@ -3,7 +3,7 @@
 use hyper::StatusCode;
 
 use super::super::http::{Answer, text};
-use crate::state::{Attached, Source, SourceState, State};
+use crate::state::{Attached, NO_UPLINK, Source, SourceState, State};
 
 /// The answer at a path; none where there is nothing.
 pub(super) fn answer(path: &str, state: &State) -> Option<Answer> {
@@ -54,7 +54,9 @@ fn unready(state: &State) -> Option<String> {
         .interfaces
         .iter()
         .any(|interface| on(&interface.attached));
-    (!attached).then(|| "on no interface".to_owned())
+    let none = state.interfaces.is_empty();
+    let why = if none { NO_UPLINK } else { "on no interface" };
+    (!attached).then(|| why.to_owned())
 }
 
 #[cfg(test)]
@@ -126,6 +128,9 @@ mod tests {
         let mut state = good();
         state.interfaces[0].attached = Attached::Missing;
         assert_eq!(codes(&state), [200, 200, 503]);
+        state.interfaces.clear();
+        assert_eq!(codes(&state), [200, 200, 503]);
+        assert_eq!(unready(&state).as_deref(), Some(NO_UPLINK));
     }
 
     /// A11.6
