@@ -12,6 +12,7 @@ mod node;
 mod space;
 mod traffic;
 mod undo;
+mod wire;
 
 use std::{
     env, fs,
@@ -37,6 +38,7 @@ pub use self::{
     space::{Entries, Space},
     traffic::{Datagrams, Reach},
     undo::{Filter, Undo},
+    wire::NodeWire,
 };
 use crate::{
     is_root,

@@ -59,6 +59,42 @@ pub fn fragment(frame: &[u8], id: u32, part: Range<usize>, more: bool) -> Vec<u8
     made
 }
 
+/// The frame with more in front of its transport header: IPv4's options, IPv6's hop-by-hop and destination options, all of
+/// them padding (RFC 791, section 3.1; RFC 8200, sections 4.2, 4.3 and 4.6).
+pub fn with_options(frame: &[u8]) -> Vec<u8> {
+    let mut made = frame[..LINK].to_vec();
+    if is_v4(frame) {
+        let (mut header, payload) = Ipv4Header::from_slice(&frame[LINK..]).expect("a whole header");
+        header.options = [1, 1, 1, 0].into();
+        header.total_len += 4;
+        header.header_checksum = header.calc_header_checksum();
+        made.extend(header.to_bytes());
+        made.extend(payload);
+    } else {
+        made = frame.to_vec();
+        for kind in [60, 0] {
+            let next = std::mem::replace(&mut made[LINK + 6], kind);
+            let length = u16::from_be_bytes([made[LINK + 4], made[LINK + 5]]) + 8;
+            made[LINK + 4..LINK + 6].copy_from_slice(&length.to_be_bytes());
+            made.splice(LINK + 40..LINK + 40, [next, 0, 1, 4, 0, 0, 0, 0]);
+        }
+    }
+    made
+}
+
+/// The frame of an IPv4 datagram whose sender reckoned no UDP checksum (RFC 768).
+pub fn without_checksum(frame: &[u8]) -> Vec<u8> {
+    let mut made = frame.to_vec();
+    let udp = headers(frame);
+    made[udp + 6..udp + 8].fill(0);
+    made
+}
+
+/// The frame with VLAN tags, the outer one first.
+pub fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
+    [&frame[..12], &tags.concat(), &frame[12..]].concat()
+}
+
 /// The whole frame of fragments in order, as its receiver puts it together.
 pub fn reassembled(fragments: &[Vec<u8>]) -> Vec<u8> {
     let first = &fragments[0];

@@ -7,27 +7,40 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::netns::Netns;
 
-/// Sends a frame, Ethernet header first, out of `device`.
-pub fn send(netns: &Netns, device: &str, frame: &[u8]) -> Result<()> {
-    let shown = netns.run(Command::new("ip").args(["-o", "link", "show", "dev", device]))?;
-    let index = shown.split(':').next().and_then(|index| index.parse().ok());
-    let index: i32 = index.context(shown)?;
-    netns.enter(|| {
-        // SAFETY: takes integers.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        if fd < 0 {
-            return Err(Error::last_os_error());
-        }
-        // SAFETY: a new descriptor that nobody else owns.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+/// An interface that frames, Ethernet header first, are sent out of.
+#[derive(Debug)]
+pub struct Wire {
+    socket: OwnedFd,
+    index: i32,
+}
+
+impl Wire {
+    pub fn open(netns: &Netns, device: &str) -> Result<Self> {
+        let shown = link(netns, device)?;
+        let index = shown.split(':').next().and_then(|index| index.parse().ok());
+        let index = index.context(shown)?;
+        let socket = netns.enter(|| {
+            // SAFETY: takes integers.
+            let fd =
+                unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+            if fd < 0 {
+                return Err(Error::last_os_error());
+            }
+            // SAFETY: a new descriptor that nobody else owns.
+            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        })?;
+        Ok(Self { socket, index })
+    }
+
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
         let to = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as u16,
             sll_protocol: 0,
-            sll_ifindex: index,
+            sll_ifindex: self.index,
             sll_hatype: 0,
             sll_pkttype: 0,
             sll_halen: 0,
@@ -36,7 +49,7 @@ pub fn send(netns: &Netns, device: &str, frame: &[u8]) -> Result<()> {
         // SAFETY: frame and address are valid for the lengths given.
         let sent = unsafe {
             libc::sendto(
-                socket.as_raw_fd(),
+                self.socket.as_raw_fd(),
                 frame.as_ptr().cast(),
                 frame.len(),
                 0,
@@ -45,9 +58,28 @@ pub fn send(netns: &Netns, device: &str, frame: &[u8]) -> Result<()> {
             )
         };
         if sent < 0 {
-            return Err(Error::last_os_error());
+            return Err(Error::last_os_error().into());
         }
         Ok(())
-    })?;
-    Ok(())
+    }
+}
+
+/// The MAC of an interface, as `ip` writes it.
+pub fn mac(netns: &Netns, device: &str) -> Result<String> {
+    let shown = link(netns, device)?;
+    let mut words = shown
+        .split_whitespace()
+        .skip_while(|word| *word != "link/ether");
+    words.nth(1).map(str::to_owned).context(shown.clone())
+}
+
+/// The bytes of what [`mac`] gives.
+pub fn mac_bytes(text: &str) -> Result<[u8; 6]> {
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+    let bytes: Vec<u8> = bytes.collect::<Result<_, _>>()?;
+    bytes.try_into().map_err(|_| anyhow!("{text} is no MAC"))
+}
+
+fn link(netns: &Netns, device: &str) -> Result<String> {
+    netns.run(Command::new("ip").args(["-o", "link", "show", "dev", device]))
 }

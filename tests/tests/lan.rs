@@ -7,13 +7,13 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use etherparse::{PacketBuilder, VlanId};
 use lb_tests::{
     balancer::{Balancer, Configuration, PATIENCE},
     clients, is_root,
     netns::{Folder, Netns, Process, until},
-    raw,
+    raw::{self, Wire},
     servers::{ECHO, HTTP},
     stage::{self, Servers, Stage, Way},
     topology::{Family, Host, Shape, Topology, VIP4, VIP6},
@@ -160,15 +160,7 @@ const GROUP: &str = "3333ff000010";
 
 /// Of a namespace's `eth0`.
 fn mac(netns: &Netns) -> Result<String> {
-    mac_of(netns, "eth0")
-}
-
-fn mac_of(netns: &Netns, device: &str) -> Result<String> {
-    let shown = netns.run(Command::new("ip").args(["-o", "link", "show", "dev", device]))?;
-    let mut words = shown
-        .split_whitespace()
-        .skip_while(|word| *word != "link/ether");
-    words.nth(1).map(str::to_owned).context(shown.clone())
+    raw::mac(netns, "eth0")
 }
 
 /// Multicast MACs of a namespace, as the kernel lists them.
@@ -407,12 +399,14 @@ fn a_tagged_question_goes_to_its_backend_without_the_tag() -> Result<()> {
         return Ok(());
     }
     let stage = Stage::set(Way::Nat, Shape::TwoArms)?;
-    let own = mac_bytes(&mac(&stage.topology.balancer.netns)?)?;
+    let own = raw::mac_bytes(&mac(&stage.topology.balancer.netns)?)?;
     // The way back is the kernel's, and without a tag.
     let balancer = &stage.topology.balancer.netns;
     balancer.sysctl("net.ipv4.ip_forward", "1")?;
     balancer.sysctl("net.ipv6.conf.all.forwarding", "1")?;
-    let router = mac_bytes(&mac_of(&stage.topology.router, "front")?)?;
+    // The router's end of the wire, by which frames come as a switch's trunk would send them.
+    let wire = Wire::open(&stage.topology.router, "lb")?;
+    let router = raw::mac_bytes(&raw::mac(&stage.topology.router, "front")?)?;
     let client = &stage.topology.clients[0];
     for family in Family::BOTH {
         let vip = stage.vip(family, ECHO);
@@ -435,8 +429,7 @@ fn a_tagged_question_goes_to_its_backend_without_the_tag() -> Result<()> {
         builder
             .udp(5555, vip.port())
             .write(&mut frame, b"question")?;
-        // From the router's end of the wire, as a switch's trunk would send it.
-        raw::send(&stage.topology.router, "lb", &frame)?;
+        wire.send(&frame)?;
         let mut answer = [0; 64];
         let length = socket
             .recv(&mut answer)
@@ -451,10 +444,4 @@ fn a_tagged_question_goes_to_its_backend_without_the_tag() -> Result<()> {
     )?;
     assert!(!metrics.contains("reason=\"handed_up\""), "{metrics}");
     Ok(())
-}
-
-fn mac_bytes(text: &str) -> Result<[u8; 6]> {
-    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
-    let bytes: Vec<u8> = bytes.collect::<Result<_, _>>()?;
-    bytes.try_into().map_err(|_| anyhow!("{text} is no MAC"))
 }

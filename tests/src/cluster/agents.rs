@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use lb_common::abi::Reason;
 use serde_json::Value;
 
 use super::{Cluster, PATIENCE, Undo};
@@ -40,7 +41,7 @@ pub struct Served {
 
 impl Served {
     /// What came in between; `ready` is of now.
-    fn since(self, before: Self) -> Self {
+    pub fn since(self, before: Self) -> Self {
         Self {
             new_flows: self.new_flows - before.new_flows,
             replies: self.replies - before.replies,
@@ -349,6 +350,15 @@ impl Agents<'_> {
         let text = self.metrics(node)?;
         let counters = text.lines().filter(|line| line.contains(&label));
         Ok(counters.map(str::to_owned).collect())
+    }
+
+    /// Packets to VIPs, to no frontend of theirs, that a node's program dropped or answered for a reason.
+    pub fn ended(&self, node: &str, reason: Reason) -> Result<u64> {
+        let (kind, reason) = (reason.kind(), reason.name());
+        let kind = if kind == "dropped" { "drops" } else { kind };
+        let labels = format!("namespace=\"\",service=\"\",reason=\"{reason}\"");
+        let count = self.metric(node, &format!("millrace_{kind}_total{{{labels}}}"))?;
+        Ok(count.unwrap_or_default() as u64)
     }
 
     /// A sample of what a node's agent tells Prometheus; none if there is no such series.

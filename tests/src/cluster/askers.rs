@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     io::{self, ErrorKind},
     net::SocketAddr,
+    thread,
     time::Duration,
 };
 
@@ -73,6 +74,20 @@ impl Cluster {
             let met = self.met(asker, server)?;
             ensure!(met == *wanted, "{server}: {met:?}, not {wanted:?}");
             Ok(())
+        })
+    }
+
+    /// The same of several at once: silences take their time.
+    pub fn wait_to_meet_each<'a>(
+        &self,
+        wanted: impl IntoIterator<Item = (Asker<'a>, SocketAddr, &'a Met)>,
+    ) -> Result<()> {
+        thread::scope(|scope| {
+            let wait =
+                |(asker, server, met)| scope.spawn(move || self.wait_to_meet(asker, server, met));
+            let waiting: Vec<_> = wanted.into_iter().map(wait).collect();
+            let mut waiting = waiting.into_iter();
+            waiting.try_for_each(|one| one.join().expect("an asker"))
         })
     }
 

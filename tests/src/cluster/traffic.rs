@@ -255,6 +255,11 @@ pub struct Datagrams {
 }
 
 impl Datagrams {
+    /// This end and the server.
+    pub fn ends(&self) -> Result<[SocketAddr; 2]> {
+        Ok([self.socket.local_addr()?, self.socket.peer_addr()?])
+    }
+
     /// A datagram whose answer nobody waits for.
     pub fn send(&self, question: &[u8]) -> Result<()> {
         self.socket.send(question)?;
@@ -269,8 +274,13 @@ impl Datagrams {
 
     /// A large question, and what is said to it.
     pub fn exchange(&self, question: &[u8]) -> Result<Vec<u8>> {
-        self.socket.set_read_timeout(Some(SHORTLY))?;
         self.send(question)?;
+        self.answer()
+    }
+
+    /// What comes back, if it comes shortly.
+    pub fn answer(&self) -> Result<Vec<u8>> {
+        self.socket.set_read_timeout(Some(SHORTLY))?;
         let mut answer = vec![0; usize::from(u16::MAX)];
         let length = self.socket.recv(&mut answer)?;
         answer.truncate(length);

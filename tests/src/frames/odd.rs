@@ -3,7 +3,10 @@
 use etherparse::{ArpOperation, IpNumber};
 
 use super::Frames;
-use crate::neighbours::{BROADCAST, NONCE, SOURCE_MAC, Solicitation, arp};
+use crate::{
+    datagrams,
+    neighbours::{BROADCAST, NONCE, SOURCE_MAC, Solicitation, arp},
+};
 
 impl Frames {
     /// A client's or a backend's, with one VLAN tag, two, or one too many.
@@ -32,20 +35,7 @@ impl Frames {
             0 => frame.truncate(14 + self.below(60) as usize),
             1 if frame[12] == 8 => frame[20] |= 0x20,
             1 | 2 => self.other_protocol(&mut frame),
-            3 if frame[12] == 8 => {
-                // Four bytes of options; the total length goes with them.
-                frame[14] = 0x46;
-                let total = u16::from_be_bytes([frame[16], frame[17]]) + 4;
-                frame[16..18].copy_from_slice(&total.to_be_bytes());
-                frame.splice(34..34, [1, 1, 1, 0]);
-            }
-            3 => {
-                // A hop-by-hop header of eight bytes (RFC 8200, section 4.3).
-                let next = std::mem::replace(&mut frame[20], 0);
-                let length = u16::from_be_bytes([frame[18], frame[19]]) + 8;
-                frame[18..20].copy_from_slice(&length.to_be_bytes());
-                frame.splice(54..54, [next, 0, 1, 4, 0, 0, 0, 0]);
-            }
+            3 => frame = datagrams::with_options(&frame),
             _ => {
                 let at = 12 + self.below(frame.len().min(80) as u64 - 12) as usize;
                 frame[at] ^= 1 << self.below(8);

@@ -1,9 +1,14 @@
 //! What of a Service is a frontend of ours, as the manifest's config has it.
 
-use std::process::Command;
+use std::{net::IpAddr, process::Command, time::Instant};
 
 use anyhow::{Result, ensure};
-use lb_tests::cluster::{Cluster, vips, with_agents};
+use aya::util::nr_cpus;
+use lb_common::abi::Reason;
+use lb_tests::{
+    cluster::{Agents, Cluster, PATIENCE, vips, with_agents},
+    netns::until,
+};
 use serde_json::json;
 
 /// Cluster IPs from outside, node ports and external IPs: kube-proxy answers there, and pods see a node in the client's
@@ -71,11 +76,52 @@ fn a_vip_needs_no_node_port_and_no_known_application() -> Result<()> {
             ensure!(answered == own, "{server}: {answered:?} of {own:?}");
             let new = done.new_flows;
             ensure!(new == Cluster::REQUESTS, "{server}: {new} by XDP");
-            let mut ping = Command::new("ping");
-            ping.args(["-c", "1", "-W", "5"])
-                .arg(server.ip().to_string());
-            cluster.client.run(&mut ping)?;
+            let ping = || {
+                let mut ping = Command::new("ping");
+                ping.args(["-c", "1", "-W", "5"]);
+                cluster.client.run(ping.arg(server.ip().to_string()))
+            };
+            ping()?;
+            pings_are_answered_within_a_budget(cluster, agents, server.ip())?;
+            until(PATIENCE, ping)?;
         }
         Ok(())
     })
+}
+
+/// Answers of its own that a processor gives in a second, and at once: `rejects.perSecond`.
+const BUDGET: u64 = 1000;
+
+/// Pings one after the other.
+const PINGS: u64 = 10 * BUDGET;
+
+/// Pings beyond the budget are dropped, and counted.
+fn pings_are_answered_within_a_budget(
+    cluster: &Cluster,
+    agents: &Agents<'_>,
+    vip: IpAddr,
+) -> Result<()> {
+    let wire = cluster.wire("node1")?;
+    let ping = wire.ping(cluster.address("client", vip.is_ipv6())?, vip);
+    let counted = |reason| agents.ended("node1", reason);
+    let before = [counted(Reason::Echo)?, counted(Reason::RejectLimited)?];
+    let begun = Instant::now();
+    let limited = until(PATIENCE, || {
+        (0..PINGS).try_for_each(|_| wire.send(&ping))?;
+        let limited = counted(Reason::RejectLimited)? - before[1];
+        ensure!(
+            limited > 0,
+            "{vip}: all of {PINGS} in {:?}",
+            begun.elapsed()
+        );
+        Ok(limited)
+    })?;
+    let answered = counted(Reason::Echo)? - before[0];
+    let seconds = 1 + begun.elapsed().as_secs();
+    let most = nr_cpus().map_err(|(_, error)| error)? as u64 * BUDGET * (1 + seconds);
+    ensure!(
+        (1..=most).contains(&answered),
+        "{vip}: {answered} of {PINGS} answered, {limited} not, in {seconds} s"
+    );
+    Ok(())
 }

@@ -1,6 +1,9 @@
 //! Who may be a client.
 
+use std::net::IpAddr;
+
 use anyhow::Result;
+use ipnet::IpNet;
 use lb_tests::cluster::{Asker, Met, Reach, vips, with_agents};
 use serde_json::json;
 
@@ -66,7 +69,7 @@ fn ranges_stand_in_an_annotation_and_a_wrong_one_is_told() -> Result<()> {
     })
 }
 
-/// kube-proxy serves clients within the cluster, and holds them to the ranges, too.
+/// kube-proxy serves clients within the cluster, pods and a node's own processes, and holds them to the ranges, too.
 ///
 /// A9.5
 #[test]
@@ -77,28 +80,30 @@ fn ranges_hold_within_the_cluster_as_kube_proxy_has_it() -> Result<()> {
         space.service("web", &vips(138), &json!({}))?;
         let pods = space.placed("web")?;
         let all = Met::answered(&pods.iter().collect::<Vec<_>>());
-        let [client, pod] = [
-            [
-                cluster.address("client", false)?,
-                cluster.address("client", true)?,
-            ],
-            pods[0].addresses,
-        ];
+        let own = |place| -> Result<[IpAddr; 2]> {
+            Ok([
+                cluster.address(place, false)?,
+                cluster.address(place, true)?,
+            ])
+        };
+        let outside = own("client")?.to_vec();
+        let inside = [own("node1")?, pods[0].addresses].concat();
         let servers = agents.serve_vips(vips(138))?;
-        let own = Asker::Pod(&pods[0]);
-        for ([v4, v6], outside, inside) in
-            [(client, &all, &Met::Silence), (pod, &Met::Silence, &all)]
-        {
-            let ranges = json!([format!("{v4}/32"), format!("{v6}/128")]);
-            space.edit(
-                "service",
-                "web",
-                &json!({"loadBalancerSourceRanges": ranges}),
-            )?;
-            for server in servers {
-                cluster.wait_to_meet(Asker::Outside, server, outside)?;
-                cluster.wait_to_meet(own, server, inside)?;
-            }
+        for (allowed, outside, inside) in [
+            (outside, &all, &Met::Silence),
+            (inside, &Met::Silence, &all),
+        ] {
+            let ranges: Vec<_> = allowed.into_iter().map(IpNet::from).collect();
+            let fields = json!({"loadBalancerSourceRanges": ranges});
+            space.edit("service", "web", &fields)?;
+            let each = servers.into_iter().flat_map(|server| {
+                [
+                    (Asker::Outside, server, outside),
+                    (Asker::Host("node1"), server, inside),
+                    (Asker::Pod(&pods[0]), server, inside),
+                ]
+            });
+            cluster.wait_to_meet_each(each)?;
         }
         Ok(())
     })

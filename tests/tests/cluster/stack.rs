@@ -4,8 +4,10 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
+use lb_common::abi::Reason;
 use lb_tests::{
-    cluster::{Agents, Cluster, PATIENCE, Reach, vips, with_agents},
+    cluster::{Agents, Cluster, NodeWire, PATIENCE, Reach, vips, with_agents},
+    datagrams,
     netns::{run, until},
 };
 use serde_json::json;
@@ -145,8 +147,12 @@ fn packets_of_any_shape_reach_the_pod_that_owns_the_flow() -> Result<()> {
         space.spread("web", 1)?;
         let policy = json!({"externalTrafficPolicy": "Local"});
         space.service("web", &vips(112), &policy)?;
+        let wire = cluster.wire("node1")?;
         for server in agents.serve_vips(vips(112))? {
             fragments_follow_their_first(cluster, agents, server)?;
+            a_fragment_before_its_first_is_dropped(cluster, agents, &wire, server)?;
+            unusual_headers_are_read(cluster, agents, &wire, server)?;
+            a_network_that_the_node_is_not_in_stays_apart(cluster, &wire, server)?;
             marks_are_kept(cluster, server)?;
             a_pod_learns_of_a_smaller_mtu(cluster, agents, server)?;
         }
@@ -169,6 +175,120 @@ fn fragments_follow_their_first(
     ensure!(after.new_flows == before.new_flows + 1, "{after:?}");
     ensure!(after.replies > before.replies, "{before:?}, {after:?}");
     ensure!(after.passed == before.passed, "{before:?}, {after:?}");
+    Ok(())
+}
+
+/// A piece that comes before the one with the ports is dropped, and counted; the whole datagram in order behind it arrives,
+/// and nothing of that piece is in it.
+fn a_fragment_before_its_first_is_dropped(
+    cluster: &Cluster,
+    agents: &Agents<'_>,
+    wire: &NodeWire,
+    server: SocketAddr,
+) -> Result<()> {
+    let client = cluster.datagrams(server)?;
+    // Of no other datagram in the last seconds.
+    let id = u32::from(client.ends()?[0].port());
+    let pieces = |filling: &str| -> Result<Vec<Vec<u8>>> {
+        let question = format!("echo {}", filling.repeat(LARGE));
+        let whole = wire.question(&client, &question)?;
+        Ok(datagrams::fragments(&whole, id, 1400))
+    };
+    let dropped = || agents.ended("node1", Reason::FragmentUnknown);
+    let before = dropped()?;
+    wire.send(&pieces("x")?[1])?;
+    until(PATIENCE, || {
+        let dropped = dropped()?;
+        ensure!(dropped == before + 1, "{server}: {dropped} after {before}");
+        Ok(())
+    })?;
+    let inorder = pieces("y")?;
+    inorder.iter().try_for_each(|piece| wire.send(piece))?;
+    let answer = client.answer()?;
+    ensure!(answer == "y".repeat(LARGE).as_bytes(), "{answer:?}");
+    let dropped = dropped()?;
+    ensure!(dropped == before + 1, "{server}: {dropped} after {before}");
+    Ok(())
+}
+
+/// Priority 5 in no VLAN (IEEE 802.1Q, section 6.9), as customer's tag and as service tag.
+const PRIORITY: [u8; 4] = [0x81, 0, 0xa0, 0];
+const SERVICE_PRIORITY: [u8; 4] = [0x88, 0xa8, 0xa0, 0];
+
+/// What becomes of a frame.
+type Shape = fn(&[u8]) -> Vec<u8>;
+
+/// Options, extension headers and a checksum that is none are at the pod what they were at the client; tags that name no
+/// VLAN are the node's alone. Each comes in a flow of its own.
+fn unusual_headers_are_read(
+    cluster: &Cluster,
+    agents: &Agents<'_>,
+    wire: &NodeWire,
+    server: SocketAddr,
+) -> Result<()> {
+    let chain = "counter kept {}
+        chain forward {
+            type filter hook forward priority 0;
+            oifname cni0 udp dport 8080 ip hdrlength 6 counter name kept
+            oifname cni0 udp dport 8080 meta nfproto ipv4 udp checksum 0 counter name kept
+            oifname cni0 udp dport 8080 exthdr hbh exists exthdr dst exists counter name kept
+        }";
+    let filter = cluster.filter("node1", "unusual", chain)?;
+    let mut shapes: Vec<Shape> = vec![
+        datagrams::with_options,
+        |frame| datagrams::tagged(frame, &[PRIORITY]),
+        |frame| datagrams::tagged(frame, &[SERVICE_PRIORITY, PRIORITY]),
+    ];
+    let mut kept = 1;
+    if server.is_ipv4() {
+        shapes.push(datagrams::without_checksum);
+        kept += 1;
+    }
+    let before = agents.served_datagrams("node1", server)?;
+    for (number, shape) in shapes.iter().enumerate() {
+        let client = cluster.datagrams(server)?;
+        let text = format!("shape {number}");
+        wire.send(&shape(&wire.question(&client, &format!("echo {text}"))?))?;
+        let answer = client
+            .answer()
+            .with_context(|| format!("{server}: {text}"))?;
+        ensure!(answer == text.as_bytes(), "{answer:?}");
+    }
+    let done = agents.served_datagrams("node1", server)?.since(before);
+    let all = shapes.len() as u64;
+    ensure!(
+        [done.new_flows, done.replies] == [all; 2] && done.passed == 0,
+        "{done:?}"
+    );
+    let counted = filter.counted("kept")?;
+    ensure!(counted == kept, "{server}: {counted} of {kept}");
+    Ok(())
+}
+
+/// The node has no device for a VLAN, so a question from there ends in its stack, as without us; one without the tag is
+/// answered.
+fn a_network_that_the_node_is_not_in_stays_apart(
+    cluster: &Cluster,
+    wire: &NodeWire,
+    server: SocketAddr,
+) -> Result<()> {
+    let client = cluster.datagrams(server)?;
+    let chain = format!(
+        "counter delivered {{}}
+        chain forward {{
+            type filter hook forward priority 0;
+            oifname cni0 udp sport {} counter name delivered
+        }}",
+        client.ends()?[0].port()
+    );
+    let filter = cluster.filter("node1", "apart", &chain)?;
+    let apart = wire.question(&client, "echo apart")?;
+    wire.send(&datagrams::tagged(&apart, &[[0x81, 0, 0, 7]]))?;
+    wire.send(&wire.question(&client, "echo here")?)?;
+    let answer = client.answer()?;
+    ensure!(answer == b"here", "{answer:?}");
+    let delivered = filter.counted("delivered")?;
+    ensure!(delivered == 1, "{server}: {delivered} at a pod");
     Ok(())
 }
 
