@@ -25,6 +25,23 @@ pub(crate) struct Module {
     pub(crate) version: &'static str,
 }
 
+/// What a program's `main.go` imports for its own sake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Parts {
+    /// Last parts of import paths that are left out.
+    pub(super) without: &'static [&'static str],
+    /// Packages of the module that are imported instead.
+    pub(super) with: &'static [&'static str],
+}
+
+impl Parts {
+    /// As it comes.
+    pub(super) const ALL: Self = Self {
+        without: &[],
+        with: &[],
+    };
+}
+
 /// Go's older releases fetch the one that a module asks for, since this one.
 const GO: (u32, u32) = (1, 21);
 
@@ -55,13 +72,12 @@ impl Workshop {
         Ok(Self { folder })
     }
 
-    /// Builds a command of a module into `file`, with a line on stderr now and then. Imports in its `main.go` whose last
-    /// part is in `without` are left out.
+    /// Builds a command of a module into `file`, with a line on stderr now and then.
     pub(super) fn build(
         &self,
         module: &Module,
         package: &str,
-        without: &[&str],
+        parts: Parts,
         file: &Path,
     ) -> Result<()> {
         let begun = Instant::now();
@@ -75,10 +91,10 @@ impl Workshop {
         };
         let requirement = wrapping(module, &upstream("go.mod")?)?;
         fs::write(wrapper.join("go.mod"), requirement)?;
-        let package = if without.is_empty() {
+        let package = if parts == Parts::ALL {
             package
         } else {
-            let main = importing_less(&upstream("main.go")?, without);
+            let main = importing(&upstream("main.go")?, module, parts);
             fs::write(wrapper.join("main.go"), main)?;
             "."
         };
@@ -179,16 +195,23 @@ fn wrapping(module: &Module, upstream: &str) -> Result<String> {
     Ok(text)
 }
 
-fn importing_less(main: &str, without: &[&str]) -> String {
+/// A main file that imports these parts only.
+fn importing(main: &str, module: &Module, parts: Parts) -> String {
     let left_out = |line: &str| {
-        let line = line.trim_end();
-        without
-            .iter()
-            .any(|package| line.ends_with(&format!("/{package}\"")))
+        let path = line.split('"').nth(1).unwrap_or_default();
+        let last = path.rsplit('/').next().unwrap_or_default();
+        path.contains('/') && parts.without.contains(&last)
     };
-    main.lines()
-        .filter(|line| !left_out(line))
-        .fold(String::new(), |text, line| text + line + "\n")
+    let mut text = String::new();
+    for line in main.lines().filter(|line| !left_out(line)) {
+        _ = writeln!(text, "{line}");
+        if line == "import (" {
+            for package in parts.with {
+                _ = writeln!(text, "\t_ \"{}/{package}\"", module.path);
+            }
+        }
+    }
+    text
 }
 
 /// Without a version of its own a server calls itself v0.0.0, which kubectl cannot parse.
@@ -238,11 +261,16 @@ mod tests {
     }
 
     #[test]
-    fn imports_of_that_name_are_left_out() {
-        let main = "import (\n\t_ \"x/backend/udp\"\n\t_ \"x/backend/vxlan\"\n\t\"x/udpish\"\n)\n";
+    fn parts_are_left_out_and_imported_instead() {
+        let main =
+            "import (\n\t_ \"x/backend/udp\" // All.\n\t_ \"x/backend/vxlan\"\n\t\"x/udpish\"\n)\n";
+        let parts = Parts {
+            without: &["udp"],
+            with: &["plugin/one"],
+        };
         assert_eq!(
-            importing_less(main, &["udp"]),
-            "import (\n\t_ \"x/backend/vxlan\"\n\t\"x/udpish\"\n)\n"
+            importing(main, &MODULE, parts),
+            "import (\n\t_ \"k8s.io/kubernetes/plugin/one\"\n\t_ \"x/backend/vxlan\"\n\t\"x/udpish\"\n)\n"
         );
     }
 
