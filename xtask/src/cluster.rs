@@ -174,6 +174,11 @@ pub(crate) fn need(cni: Cni) -> Result<Option<String>> {
     Programs::need(cni)
 }
 
+/// Builds what [`up`] would build first.
+pub(crate) fn provide(cni: Cni) -> Result<()> {
+    Programs::provide(cni).map(drop)
+}
+
 /// Starts a cluster in a folder that has none.
 pub(crate) fn up(folder: &Path, wanted: Up) -> Result<()> {
     if let Some(need) = need(wanted.cni)? {

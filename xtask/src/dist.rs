@@ -18,6 +18,7 @@ use std::{
     env, fs,
     path::PathBuf,
     process::{Command, ExitCode},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 #[derive(clap::Args)]
@@ -42,16 +43,21 @@ fn say(line: &str) {
     println!("{line}");
 }
 
-/// What there is to give away.
+/// What there is to give away. Nothing is made anew while somebody holds one.
 pub(crate) struct Package {
     pub(crate) binary: PathBuf,
     pub(crate) file: PathBuf,
     /// The package's files where they were before it was packed.
     pub(crate) tree: PathBuf,
+    _alone: MutexGuard<'static, ()>,
 }
 
-/// Builds everything anew that changed.
+/// Lanes of a test run want packages at the same time, and there is one folder to stage them in.
+static STAGE: Mutex<()> = Mutex::new(());
+
+/// Builds everything anew that changed. Waits until nobody else holds a [`Package`].
 pub(crate) fn make(revision: u32) -> Result<Package> {
+    let alone = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
     let out = cargo::target_dir()?.join("dist");
     let stage = out.join("stage");
     if stage.exists() {
@@ -67,16 +73,20 @@ pub(crate) fn make(revision: u32) -> Result<Package> {
     };
     tree::fill(&stage, &binary, &about)?;
     let file = file(revision)?;
+    let fresh = file.with_extension("new");
     run_quietly(
         Command::new("dpkg-deb")
             .args(["--root-owner-group", "--build", "-Zxz"])
-            .args([&stage, &file])
+            .args([&stage, &fresh])
             .env("SOURCE_DATE_EPOCH", about.time.to_string()),
     )?;
+    // Whoever reads an earlier one goes on with that.
+    fs::rename(&fresh, &file).with_context(|| file.display().to_string())?;
     Ok(Package {
         binary,
         file,
         tree: stage,
+        _alone: alone,
     })
 }
 

@@ -68,7 +68,8 @@ pub(super) fn wrap(tests: Step, folder: &Path) -> Step {
 pub(crate) fn prepare(folder: &Path) -> Result<()> {
     setup::ensure_for_cluster()?;
     cluster::down(folder)?;
-    // First: two cores are few for a compiler beside a cluster that starts.
+    // Builds first: two cores are few for a compiler beside a cluster that starts.
+    cluster::provide(WANTED.cni)?;
     let archive = image::file()?;
     image::make(&archive)?;
     cluster::up(folder, WANTED)?;

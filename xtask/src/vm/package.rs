@@ -26,14 +26,14 @@ const WORDS: &str = "systemd.mask=serial-getty@ttyS0.service";
 
 /// On the kernel of this series.
 pub(crate) fn run(series: &str) -> Result<Tally> {
-    let (first, second) = (dist::make(1)?, dist::make(2)?);
+    let (first, second) = (dist::make(1)?.file, dist::make(2)?.file);
     let disk = setup::debian_root()?;
     let kernel = setup::kernel(series)?;
     let work = Work::create()?;
     let around = Lab::open(work.path(), &kernel, &suite::image(work.path())?, None)?;
     let folder = work.path().join("installed");
     fs::create_dir_all(&folder)?;
-    let image = image(&first.file, &second.file)?;
+    let image = image(&first, &second)?;
     let installed = Lab::open(&folder, &kernel, &image, Some(around.accelerator))?
         .with_words(WORDS)
         .with_disk(&disk);
