@@ -25,9 +25,11 @@ pub(crate) struct Module {
     pub(crate) version: &'static str,
 }
 
-/// What a program's `main.go` imports for its own sake.
+/// What a program's main file imports for its own sake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Parts {
+    /// The main file, in the package's folder.
+    pub(super) main: &'static str,
     /// Last parts of import paths that are left out.
     pub(super) without: &'static [&'static str],
     /// Packages of the module that are imported instead.
@@ -37,6 +39,7 @@ pub(super) struct Parts {
 impl Parts {
     /// As it comes.
     pub(super) const ALL: Self = Self {
+        main: "main.go",
         without: &[],
         with: &[],
     };
@@ -94,7 +97,7 @@ impl Workshop {
         let package = if parts == Parts::ALL {
             package
         } else {
-            let main = importing(&upstream("main.go")?, module, parts);
+            let main = importing(&upstream(parts.main)?, module, parts);
             fs::write(wrapper.join("main.go"), main)?;
             "."
         };
@@ -265,6 +268,7 @@ mod tests {
         let main =
             "import (\n\t_ \"x/backend/udp\" // All.\n\t_ \"x/backend/vxlan\"\n\t\"x/udpish\"\n)\n";
         let parts = Parts {
+            main: "main.go",
             without: &["udp"],
             with: &["plugin/one"],
         };

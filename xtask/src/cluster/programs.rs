@@ -71,6 +71,7 @@ const SOURCES: [Source; 10] = [
         package: "github.com/coredns/coredns",
         // Those of its configuration here; most of the others are the libraries of clouds.
         parts: Parts {
+            main: "coredns.go",
             without: &["plugin"],
             with: &["plugin/errors", "plugin/kubernetes", "plugin/ready"],
         },
@@ -82,6 +83,7 @@ const SOURCES: [Source; 10] = [
         package: "github.com/flannel-io/flannel",
         // Backends: C on x86-64, and one whose modules not every proxy has.
         parts: Parts {
+            main: "main.go",
             without: &["udp", "tencentvpc"],
             with: &[],
         },
