@@ -108,19 +108,19 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
     if whole {
         steps.push(Step::check("test binaries", test_binaries));
     }
+    if files.iter().any(|file| file == PACKAGE) {
+        let made = Step::check("making the package", || Ok(packed()));
+        // Beside the other lanes' first steps: its linking keeps one processor for minutes.
+        steps.push(Step {
+            lane: Lane::Namespaces,
+            ..made
+        });
+    }
     if named.is_none() {
         let target = ["--package", "lb-tests", "--lib", "--bins"];
         steps.push(tests.of("harness", Lane::Namespaces, &target, &SERIAL));
     }
     for file in files {
-        if file == PACKAGE {
-            let made = Step::check("making the package", || Ok(packed()));
-            // Its linking keeps one processor for minutes; the others' tests do not wait for that.
-            steps.push(Step {
-                lane: Lane::Namespaces,
-                ..made
-            });
-        }
         let target = ["--package", "lb-tests", "--test", &file];
         let of_file = tests.of(&file, Lane::Namespaces, &target, &SERIAL);
         let asked =

@@ -26,7 +26,9 @@ const WORDS: &str = "systemd.mask=serial-getty@ttyS0.service";
 
 /// On the kernel of this series.
 pub(crate) fn run(series: &str) -> Result<Tally> {
-    let (first, second) = (dist::make(1)?.file, dist::make(2)?.file);
+    // One after the other: nobody makes one while another is held.
+    let first = dist::make(1)?.file;
+    let second = dist::make(2)?.file;
     let disk = setup::debian_root()?;
     let kernel = setup::kernel(series)?;
     let work = Work::create()?;
