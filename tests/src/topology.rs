@@ -138,6 +138,8 @@ impl Topology {
         )?;
         self.ports.push(PassProgram::attach(&self.router, "lb")?);
         self.balancer.netns.ip([
+            // It is the same NIC that comes back: for one with another address its neighbours would ask in their own time.
+            "link set eth0 address 02:00:00:00:00:02",
             &*format!("route add default via {v4}.1"),
             &*format!("route add default via {v6}1"),
         ])?;
