@@ -235,6 +235,15 @@ impl Agents<'_> {
             let row = self.frontend(node, &format!("{frontend}/tcp"))?;
             ensure!(row["ready"] != 0, "{row:#}");
             Ok(())
+        })
+        .with_context(|| {
+            let said = [
+                "get",
+                "endpointslices,pods",
+                "--all-namespaces",
+                "--output=yaml",
+            ];
+            self.cluster.kubectl(&said).unwrap_or_default()
         })?;
         self.cluster.wait_for(frontend)?;
         until(PATIENCE, || self.cluster.answering(frontend).map(drop))?;

@@ -52,6 +52,7 @@ fn an_api_server_that_is_away_is_not_missed() -> Result<()> {
         for node in cluster.nodes()? {
             cluster.wait_for_node(&node, true)?;
         }
+        space.settled("web")?;
         agents.serve("node1", servers[0])?;
         let away = cluster.stop("etcd")?;
         cluster.answering(servers[0])?;
