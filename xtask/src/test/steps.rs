@@ -109,12 +109,7 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
         steps.push(Step::check("test binaries", test_binaries));
     }
     if files.iter().any(|file| file == PACKAGE) {
-        let made = Step::check("making the package", || Ok(packed()));
-        // Beside the other lanes' first steps: its linking keeps one processor for minutes.
-        steps.push(Step {
-            lane: Lane::Namespaces,
-            ..made
-        });
+        steps.push(Step::check("making the package", || Ok(packed())));
     }
     if named.is_none() {
         let target = ["--package", "lb-tests", "--lib", "--bins"];
