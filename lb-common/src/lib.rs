@@ -19,4 +19,4 @@ pub mod tables;
 mod user;
 
 /// Version of everything in [`abi`]. Part of the pin folder's name: maps of another version are never opened.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;

@@ -41,6 +41,8 @@ unsafe impl Header for u32 {}
 unsafe impl<const N: usize> Header for [u8; N] {}
 // SAFETY: arrays of integers.
 unsafe impl<const N: usize> Header for [u32; N] {}
+// SAFETY: arrays of integers.
+unsafe impl<const N: usize> Header for [u16; N] {}
 
 /// A network header behind its EtherType (as loaded): written at once, they cost one check of the frame's end.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +54,23 @@ pub struct Typed<H> {
 
 // SAFETY: packed, and its fields are nothing but their bytes.
 unsafe impl<H: Header> Header for Typed<H> {}
+
+/// The headers of a tunnelled packet between the outer network header and the target's address, see
+/// [`crate::pipeline::Verdict`]'s mode `dsr`. Words in network byte order, the tag in little-endian.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Shell {
+    pub udp: [u16; 4],
+    pub geneve: [u32; 2],
+    pub option: u32,
+    pub port: u16,
+    pub key: u8,
+    pub pad: u8,
+    pub tag: u64,
+}
+
+// SAFETY: packed, and its fields are integers and arrays of them.
+unsafe impl Header for Shell {}
 
 /// One frame, from its Ethernet header on. Offsets count bytes from the first.
 pub trait Packet {
@@ -81,6 +100,11 @@ pub trait Packet {
     /// says which header will stand there. False if the driver leaves no headroom.
     #[must_use]
     fn open(&mut self, link: u32, room: u32, outer_v6: bool) -> bool;
+
+    /// Takes `room` bytes out behind a link header of `link` bytes, which moves to the back. At least the smallest IP header
+    /// is behind them.
+    #[must_use]
+    fn close(&mut self, link: u32, room: u32) -> bool;
 
     /// Cuts the frame to `length` bytes.
     #[must_use]

@@ -11,7 +11,8 @@ use std::{
 use crate::{
     abi::{
         Announced, AnnouncedKey, Backend, BackendCount, Flow, Fragment, FragmentKey, Frontend,
-        FrontendCount, FrontendKey, NextHop, Reason, Segment, Service, Tuple, filter_bit,
+        FrontendCount, FrontendKey, NextHop, Reason, Segment, Service, TargetKey, Tuple,
+        filter_bit,
     },
     bytes::{Addr, Address, V4, V6},
     checksum::{self, Delta},
@@ -72,6 +73,14 @@ impl Packet for Frame {
         true
     }
 
+    fn close(&mut self, link: u32, room: u32) -> bool {
+        if link + room > self.length() {
+            return false;
+        }
+        self.bytes.drain(link as usize..(link + room) as usize);
+        true
+    }
+
     fn cut(&mut self, length: u32) -> bool {
         if length > self.length() {
             return false;
@@ -98,6 +107,7 @@ pub struct Family<A: Address + core::hash::Hash> {
     pub half_open: RefCell<HashMap<Tuple<A>, Flow<A>>>,
     pub announced: RefCell<HashMap<AnnouncedKey<A>, Announced>>,
     pub fragments: RefCell<HashMap<FragmentKey<A>, Fragment<A>>>,
+    pub targets: HashMap<TargetKey<A>, u32>,
     /// Network, prefix length in bits and answer of the routing table; the first that matches counts, and an address
     /// that none does is [`Route::Unknown`].
     pub routes: Vec<(A, u32, Route)>,
@@ -112,6 +122,7 @@ impl<A: Address + core::hash::Hash> Default for Family<A> {
             half_open: RefCell::default(),
             announced: RefCell::default(),
             fragments: RefCell::default(),
+            targets: HashMap::new(),
             routes: Vec::new(),
         }
     }
@@ -248,6 +259,10 @@ macro_rules! family_tables {
                 fragment: &Fragment<$address>,
             ) {
                 self.$field.fragments.borrow_mut().insert(*key, *fragment);
+            }
+
+            fn target(&self, key: &TargetKey<$address>) -> Option<u32> {
+                self.$field.targets.get(key).copied()
             }
 
             fn route(&self, _from: u32, _source: $address, destination: $address) -> Route {

@@ -5,7 +5,7 @@ use core::ops::Deref;
 use crate::{
     abi::{
         Announced, AnnouncedKey, Backend, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Hop,
-        NextHop, Reason, Segment, Service, Tuple,
+        NextHop, Reason, Segment, Service, TargetKey, Tuple,
     },
     bytes::{Addr, Address, V4, V6},
     pipeline::Step,
@@ -87,6 +87,9 @@ pub trait FamilyTables<A: Address> {
 
     /// Remembers a first fragment, in the place of another with its key.
     fn remember_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment<A>);
+
+    /// Id of a backend of this node.
+    fn target(&self, key: &TargetKey<A>) -> Option<u32>;
 
     /// Asks the kernel's routing table for the way of a packet that comes in by interface `from`.
     fn route(&self, from: u32, source: A, destination: A) -> Route;

@@ -8,7 +8,7 @@ use crate::{
     abi::{
         Announced, AnnouncedKey, Backend, BackendCount, Bucket, Flow, Fragment, FragmentKey,
         Frontend, FrontendCount, FrontendKey, NextHop, Segment, Service, Settings, SourceKey,
-        Tuple,
+        TargetKey, Tuple,
     },
     bytes::{V4, V6},
 };
@@ -43,6 +43,8 @@ pod!(
     Settings,
     SourceKey<V4>,
     SourceKey<V6>,
+    TargetKey<V4>,
+    TargetKey<V6>,
     Tuple<V4>,
     Tuple<V6>,
 );

@@ -102,6 +102,12 @@ impl Packet for Leaving {
         false
     }
 
+    /// Tunnels end in the driver.
+    #[inline(always)]
+    fn close(&mut self, _link: u32, _room: u32) -> bool {
+        false
+    }
+
     #[inline(always)]
     fn cut(&mut self, _length: u32) -> bool {
         false

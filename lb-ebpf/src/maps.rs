@@ -10,7 +10,7 @@ use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, BackendCount, Bucket, FILTER_WORDS, Flow, Fragment,
         FragmentKey, Frontend, FrontendCount, FrontendKey, NextHop, Reason, Segment, Service,
-        Settings, SourceKey, Tuple,
+        Settings, SourceKey, TargetKey, Tuple,
     },
     bytes::{V4, V6},
     pipeline::Scratch,
@@ -74,6 +74,14 @@ pub static FRAGMENTS4: LruHashMap<FragmentKey<V4>, Fragment<V4>> =
 #[map]
 pub static FRAGMENTS6: LruHashMap<FragmentKey<V6>, Fragment<V6>> =
     LruHashMap::with_max_entries(8192, 0);
+
+/// Backends of this node by the names that other nodes' packets give them. Immutable entries, as the frontends.
+#[map]
+pub static TARGETS4: HashMap<TargetKey<V4>, u32> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static TARGETS6: HashMap<TargetKey<V6>, u32> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 /// Devices that XDP may send on: interface index to itself. The agent writes them.
 #[map]

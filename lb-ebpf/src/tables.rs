@@ -11,7 +11,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, Bucket, Flow, Fragment, FragmentKey, Frontend,
-        FrontendKey, Hop, NextHop, Reason, Segment, Service, SourceKey, Tuple,
+        FrontendKey, Hop, NextHop, Reason, Segment, Service, SourceKey, TargetKey, Tuple,
     },
     bytes::{Addr, Address, Macs, V4, V6},
     tables::{Budget, FamilyTables, FlowTable, Home, Route, Tables},
@@ -21,7 +21,7 @@ use crate::maps::{
     ADDRESSES, ANNOUNCED4, ANNOUNCED6, BACKEND_STATS, BACKENDS, BUCKETS, DEVICES, FLOWS4, FLOWS6,
     FRAGMENTS4, FRAGMENTS6, FRONTEND_STATS, FRONTENDS4, FRONTENDS6, HALF_OPEN4, HALF_OPEN6,
     INTERFACES, MEMBERS, NEXT_HOPS, REASONS, ROUTE, SEGMENTS, SERVICES, SETTINGS, SLOTS, SOURCES4,
-    SOURCES6,
+    SOURCES6, TARGETS4, TARGETS6,
 };
 
 /// All tables; the context is what route look-ups need.
@@ -193,7 +193,7 @@ impl FlowMaps for V6 {
 }
 
 macro_rules! family_tables {
-    ($address:ty, $frontends:ident, $sources:ident, $announced:ident, $fragments:ident, $bits:expr, |$query:ident, $source:ident, $destination:ident| $fill:block) => {
+    ($address:ty, $frontends:ident, $sources:ident, $announced:ident, $fragments:ident, $targets:ident, $bits:expr, |$query:ident, $source:ident, $destination:ident| $fill:block) => {
         impl<const TC: bool> FamilyTables<$address> for KernelTables<TC> {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$address>) -> Option<Frontend> {
@@ -273,6 +273,12 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
+            fn target(&self, key: &TargetKey<$address>) -> Option<u32> {
+                // SAFETY: entries are immutable, and freed after a grace period; the value is copied out.
+                unsafe { $targets.get(key) }.copied()
+            }
+
+            #[inline(always)]
             fn route(&self, from: u32, $source: $address, $destination: $address) -> Route {
                 let Some(query) = ROUTE.get_ptr_mut(0) else {
                     return Route::Unknown;
@@ -296,6 +302,7 @@ family_tables!(
     SOURCES4,
     ANNOUNCED4,
     FRAGMENTS4,
+    TARGETS4,
     64,
     |query, source, destination| {
         query.family = AF_INET;
@@ -309,6 +316,7 @@ family_tables!(
     SOURCES6,
     ANNOUNCED6,
     FRAGMENTS6,
+    TARGETS6,
     160,
     |query, source, destination| {
         query.family = AF_INET6;

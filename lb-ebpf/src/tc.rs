@@ -166,6 +166,12 @@ impl Packet for Skb {
         unsafe { bpf_skb_adjust_room(self.skb, room as i32, mode, flag as u64) == 0 }
     }
 
+    /// Tunnels end in the driver.
+    #[inline(always)]
+    fn close(&mut self, _link: u32, _room: u32) -> bool {
+        false
+    }
+
     #[inline(always)]
     fn cut(&mut self, length: u32) -> bool {
         // SAFETY: the skb is this program's own.

@@ -128,6 +128,21 @@ impl Packet for XdpFrame {
     }
 
     #[inline(always)]
+    fn close(&mut self, link: u32, room: u32) -> bool {
+        // Three words of MACs, then tags; whoever reads on writes the EtherType.
+        let (Some(macs), Some(tags)) = (self.read::<[u32; 3]>(0), self.read::<[u32; 2]>(12)) else {
+            return false;
+        };
+        // SAFETY: the context is this program's own.
+        if unsafe { bpf_xdp_adjust_head(self.context.ctx, room as i32) } != 0 {
+            return false;
+        }
+        let tagged =
+            link == 14 || self.write(12, &tags[0]) && (link == 18 || self.write(16, &tags[1]));
+        tagged && self.write(0, &macs)
+    }
+
+    #[inline(always)]
     fn cut(&mut self, length: u32) -> bool {
         let by = length as i32 - self.length() as i32;
         // SAFETY: the context is this program's own.

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    abi::{Announced, AnnouncedKey, Hop, NextHop, Reason, Segment, Settings},
+    abi::{Announced, AnnouncedKey, Hop, Mode, NextHop, Reason, Segment, Settings},
     bytes::{Addr, Address as _, Mac, Macs, V4, V6},
     pipeline::{self, Scratch, Step, Verdict},
     sim::{Frame, World},
@@ -100,7 +100,7 @@ impl Both {
             }
         }
         place.installation.dataplane()?.apply(&changed)?;
-        let settings = settings_of(&ops)?;
+        let settings = world::settings(TICKS_PER_SECOND);
         let mut host = world::simulate(&ops);
         routes(&mut host, routed, mac);
         let counters = place.installation.counters()?;
@@ -133,6 +133,8 @@ impl Both {
                 | Op::Backend { .. }
                 | Op::Slots { .. }
                 | Op::Service { .. }
+                | Op::InsertTarget4 { .. }
+                | Op::InsertTarget6 { .. }
                 | Op::InsertAnnounced { .. } => ops.push(op.clone()),
                 _ => {}
             }
@@ -142,7 +144,7 @@ impl Both {
         let mac = self.uplinks[0].0;
         routes(&mut self.host, self.routed, mac);
         self.counters = self.place.installation.counters()?;
-        self.set(settings_of(&self.ops)?)
+        self.set(world::settings(TICKS_PER_SECOND))
     }
 
     /// Other settings for both.
@@ -164,6 +166,33 @@ impl Both {
             .dataplane()?
             .apply(&[Op::ServiceFlags { service, flags }])?;
         Ok(())
+    }
+
+    /// Gives all backends on other nodes another state, for both.
+    pub fn set_states_elsewhere(&mut self, state: u32) -> Result<()> {
+        let mut ops = Vec::new();
+        for (id, backend) in &mut self.host.backends {
+            if backend.mode == Mode::Dsr as u8 {
+                backend.state = state;
+                ops.push(Op::BackendLink {
+                    id: *id,
+                    next_hop: backend.next_hop,
+                    state,
+                });
+            }
+        }
+        self.apply(&ops)
+    }
+
+    /// Takes the names of this node's backends from both.
+    pub fn forget_targets(&mut self) -> Result<()> {
+        let v4 = self.host.v4.targets.drain().map(|(key, _)| key);
+        let v6 = self.host.v6.targets.drain().map(|(key, _)| key);
+        let ops: Vec<_> = v4
+            .map(|key| Op::RemoveTarget4 { key })
+            .chain(v6.map(|key| Op::RemoveTarget6 { key }))
+            .collect();
+        self.apply(&ops)
     }
 
     /// Gives both another next hop.
@@ -303,14 +332,6 @@ impl Both {
         }
         Ok(())
     }
-}
-
-fn settings_of(ops: &[Op]) -> Result<Settings> {
-    let found = ops.iter().find_map(|op| match op {
-        Op::Settings(settings) => Some(*settings),
-        _ => None,
-    });
-    found.context("settings")
 }
 
 /// What the namespace's routing table says, as [`Place`] has set it up.

@@ -10,6 +10,7 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlic
 
 use crate::{
     datagrams::{self, Message},
+    director::Director,
     world::{FRONTENDS, OWN},
 };
 
@@ -39,6 +40,8 @@ pub struct Frames {
     pieces: Vec<Vec<u8>>,
     /// The same of datagrams that leave.
     leaving: Vec<Vec<u8>>,
+    /// The other node, over IPv4 and over IPv6.
+    directors: [Director; 2],
 }
 
 impl Frames {
@@ -51,6 +54,7 @@ impl Frames {
             delivered: Vec::new(),
             pieces: Vec::new(),
             leaving: Vec::new(),
+            directors: [true, false].map(|over_v4| Director::new(over_v4, mac)),
         }
     }
 
@@ -129,7 +133,8 @@ impl Frames {
     /// The next frame.
     pub fn make(&mut self) -> Vec<u8> {
         match self.below(100) {
-            0..42 => self.by_client(),
+            0..36 => self.by_client(),
+            36..42 => self.tunnelled(),
             42..62 => self.reply().unwrap_or_else(|| self.by_client()),
             62..71 => self.piece(),
             71..79 => self.error(),
@@ -162,6 +167,27 @@ impl Frames {
         let mut frame = self.packet(from, (vip, port), protocol);
         self.vary(&mut frame);
         frame
+    }
+
+    /// By way of another node, if that sends something here; one of eight is broken underway.
+    fn tunnelled(&mut self) -> Vec<u8> {
+        let over = self.below(2) as usize;
+        let sent = (0..8).find_map(|_| {
+            let frame = match self.below(8) {
+                0 => self.piece(),
+                1 => self.error(),
+                _ => self.by_client(),
+            };
+            self.directors[over].send(&frame)
+        });
+        let Some(mut sent) = sent else {
+            return self.by_client();
+        };
+        if self.below(8) == 0 {
+            let at = 12 + self.below(sent.len().min(140) as u64 - 12) as usize;
+            sent[at] ^= 1 << self.below(8);
+        }
+        sent
     }
 
     /// Flags, TTL and payload of all kinds.

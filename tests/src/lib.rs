@@ -8,6 +8,7 @@ pub mod clients;
 pub mod cluster;
 pub mod datagrams;
 pub mod demo;
+pub mod director;
 pub mod far;
 pub mod frames;
 pub mod host;

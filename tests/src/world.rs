@@ -6,8 +6,8 @@ use lb_common::sim::World;
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, FILTER_WORDS, Frontend, FrontendKey, Mode, NextHop,
-        Region, Segment, Service, Settings, SourceKey, filter_bit, leaving_bit, service_flag,
-        slot_of,
+        Region, Segment, Service, Settings, SourceKey, TargetKey, Tunnel, filter_bit, leaving_bit,
+        service_flag, slot_of,
     },
     bytes::{Addr, Address as _, Be16, V4, V6},
 };
@@ -16,12 +16,18 @@ use lb_userspace::{plan::Op, state};
 /// Own addresses: sources of translated packets and of outer headers.
 pub const OWN: [&str; 2] = ["10.0.0.1", "2001:db8:1::1"];
 
+/// The other node, of which this one is the other: where `dsr` sends to, and what is sent from to the backends here.
+pub const PEER: [&str; 2] = ["10.0.0.11", "2001:db8:1::11"];
+
+/// This node's end of the tunnels.
+pub const TUNNEL_PORT: u16 = 16_081;
+
 /// VIPs announced on the interface that packets come in by; the others are not.
 pub const ANNOUNCED: [&str; 4] = ["192.0.2.10", "2001:db8::10", "192.0.2.11", "2001:db8::11"];
 
 /// A frontend's address, port and protocol. Those on 13 and 14 are of services that are restricted, and without backends;
-/// the last ones' are a cluster's.
-pub const FRONTENDS: [(&str, u16, u8); 20] = [
+/// those from 15 on are a cluster's, and the last ones the end of its tunnels.
+pub const FRONTENDS: [(&str, u16, u8); 26] = [
     ("192.0.2.10", 443, 6),
     ("192.0.2.10", 53, 17),
     ("2001:db8::10", 443, 6),
@@ -42,17 +48,24 @@ pub const FRONTENDS: [(&str, u16, u8); 20] = [
     ("2001:db8::15", 80, 6),
     ("2001:db8::15", 53, 17),
     ("2001:db8::16", 80, 6),
+    ("192.0.2.17", 80, 6),
+    ("192.0.2.17", 53, 17),
+    ("2001:db8::17", 80, 6),
+    ("2001:db8::17", 53, 17),
+    (OWN[0], TUNNEL_PORT, 17),
+    (OWN[1], TUNNEL_PORT, 17),
 ];
 
 /// Service index of each frontend.
-const SERVICE_OF: [u32; FRONTENDS.len()] =
-    [1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 7, 8, 8, 8];
+const SERVICE_OF: [u32; FRONTENDS.len()] = [
+    1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 10, 10, 11, 11,
+];
 
 /// Next hops by id: 1 on the interface that packets come in by, 2 on another, 3 unresolved.
 const NEXT_HOPS: u32 = 3;
 
-/// Mode, address, next hop. Id 0 is never used.
-const BACKENDS: [(Mode, &str, u32); 21] = [
+/// Mode, address (in `dsr` the pod's), next hop. Id 0 is never used.
+const BACKENDS: [(Mode, &str, u32); 25] = [
     (Mode::Nat, "10.0.0.11", 1),
     (Mode::Nat, "10.1.0.12", 2),
     (Mode::Nat, "10.0.0.13", 0),
@@ -74,14 +87,18 @@ const BACKENDS: [(Mode, &str, u32); 21] = [
     (Mode::Local, "2001:db8:11::21", 0),
     (Mode::Local, "2001:db8:11::22", 0),
     (Mode::Pass, "2001:db8:12::31", 0),
+    (Mode::Dsr, "10.2.0.41", 1),
+    (Mode::Dsr, "10.2.0.42", 2),
+    (Mode::Dsr, "2001:db8:12::41", 1),
+    (Mode::Dsr, "2001:db8:12::42", 2),
 ];
 
 /// Number of ids of backends and of frontends, 0 included.
 pub const BACKEND_IDS: u32 = BACKENDS.len() as u32 + 1;
 pub const FRONTEND_IDS: u32 = FRONTENDS.len() as u32 + 1;
 
-/// Backend ids of services 1 to 8.
-const MEMBERS: [&[u32]; 8] = [
+/// Backend ids of services 1 to 11.
+const MEMBERS: [&[u32]; 11] = [
     &[1, 2, 3, 14, 15],
     &[4, 5, 6],
     &[7, 8, 9, 10],
@@ -90,9 +107,12 @@ const MEMBERS: [&[u32]; 8] = [
     &[],
     &[16, 17, 18, 1],
     &[19, 20, 21, 4],
+    &[22, 23],
+    &[24, 25],
+    &[],
 ];
 
-const FLAGS: [u64; 8] = [
+const FLAGS: [u64; 11] = [
     service_flag::FLOWS,
     service_flag::FLOWS | service_flag::AFFINITY,
     0,
@@ -101,11 +121,14 @@ const FLAGS: [u64; 8] = [
     0,
     service_flag::FLOWS | service_flag::SHARED,
     service_flag::FLOWS | service_flag::SHARED,
+    service_flag::FLOWS | service_flag::SHARED,
+    service_flag::FLOWS | service_flag::SHARED,
+    service_flag::TUNNEL | service_flag::SOURCE_RANGES,
 ];
 
-/// Names of services 1 to 8.
-const NAMES: [&str; 8] = [
-    "nat4", "nat6", "ipip", "l2", "ranges", "empty", "local4", "local6",
+/// Names of services 1 to 11.
+const NAMES: [&str; 11] = [
+    "nat4", "nat6", "ipip", "l2", "ranges", "empty", "local4", "local6", "dsr4", "dsr6", "tunnel",
 ];
 
 /// Log2 of the number of slots, and of the number of members, of each service.
@@ -116,10 +139,9 @@ fn addr(text: &str) -> Addr {
     text.parse::<IpAddr>().expect("an address").into()
 }
 
-/// The ops that make this world. `macs`: own MAC and interface index of each interface. Frontend ids are the places in
-/// [`FRONTENDS`], from 1.
-pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
-    let mut ops = vec![Op::Settings(Settings {
+/// Those of this world. `hz`: jiffies per second.
+pub fn settings(hz: u32) -> Settings {
+    Settings {
         hash_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
         hz,
         // 61000 to 65535.
@@ -130,8 +152,17 @@ pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
         flow_burst: 1_000_000,
         fragment_rate: 1_000_000,
         fragment_burst: 1_000_000,
+        tunnel: Tunnel::new(Be16::new(TUNNEL_PORT), 7).0,
+        tag_keys: [[0x11, 0x12], [0x13, 0x14]],
+        tag_ids: Tunnel::accepted(&[6, 7]),
         ..Settings::default()
-    })];
+    }
+}
+
+/// The ops that make this world. `macs`: own MAC and interface index of each interface. Frontend ids are the places in
+/// [`FRONTENDS`], from 1.
+pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
+    let mut ops = vec![Op::Settings(settings(hz))];
     for (_, ifindex) in macs {
         ops.push(Op::InsertDevice { ifindex });
     }
@@ -152,12 +183,19 @@ pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
         });
     }
     for (index, (mode, address, next_hop)) in BACKENDS.into_iter().enumerate() {
-        let address = addr(address);
+        let target = addr(address);
+        // The second of each two is reached over the other family.
+        let v4 = target.is_v4() == (mode != Mode::Dsr || next_hop == 1);
+        let (address, target) = match mode {
+            Mode::Dsr => (addr(PEER[usize::from(!v4)]), target),
+            _ => (target, Addr::default()),
+        };
         ops.push(Op::Backend {
             id: index as u32 + 1,
             value: Backend {
                 address,
-                source: addr(OWN[usize::from(!address.is_v4())]),
+                source: addr(OWN[usize::from(!v4)]),
+                target,
                 port: Be16::new(8080),
                 mode: mode as u8,
                 pad: 0,
@@ -186,6 +224,26 @@ pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
         },
         bits: 112,
     });
+    for peer in PEER {
+        let (service_be, peer) = (11u32.to_be(), addr(peer));
+        ops.push(if peer.is_v4() {
+            let client = V4::from_addr(&peer);
+            let key = SourceKey { service_be, client };
+            Op::InsertSource4 { key, bits: 32 }
+        } else {
+            let client = V6::from_addr(&peer);
+            let key = SourceKey { service_be, client };
+            Op::InsertSource6 { key, bits: 128 }
+        });
+    }
+    for (service, members) in (1..).zip(MEMBERS) {
+        for id in members {
+            let (mode, address, _) = BACKENDS[*id as usize - 1];
+            if mode == Mode::Local {
+                ops.push(target(service, &addr(address), *id));
+            }
+        }
+    }
     let mut filter = vec![0u64; FILTER_WORDS as usize];
     for (mode, address, _) in BACKENDS {
         let address = addr(address);
@@ -223,6 +281,7 @@ pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
         });
     }
     for (index, (address, port, protocol)) in FRONTENDS.into_iter().enumerate() {
+        let is_vip = !OWN.contains(&address);
         let address = addr(address);
         set(&address);
         let value = Frontend {
@@ -234,18 +293,18 @@ pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
             let address = V4::from_addr(&address);
             let key = FrontendKey::new(address, port, protocol);
             ops.push(Op::InsertFrontend4 { key, value });
-            ops.push(Op::InsertFrontend4 {
-                key: FrontendKey::vip(address),
-                value: Frontend::default(),
-            });
+            if is_vip {
+                let (key, value) = (FrontendKey::vip(address), Frontend::default());
+                ops.push(Op::InsertFrontend4 { key, value });
+            }
         } else {
             let address = V6::from_addr(&address);
             let key = FrontendKey::new(address, port, protocol);
             ops.push(Op::InsertFrontend6 { key, value });
-            ops.push(Op::InsertFrontend6 {
-                key: FrontendKey::vip(address),
-                value: Frontend::default(),
-            });
+            if is_vip {
+                let (key, value) = (FrontendKey::vip(address), Frontend::default());
+                ops.push(Op::InsertFrontend6 { key, value });
+            }
         }
     }
     for (index, word) in filter.into_iter().enumerate() {
@@ -253,6 +312,17 @@ pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
         ops.push(Op::Address { index, word });
     }
     ops
+}
+
+fn target(service: u32, address: &Addr, id: u32) -> Op {
+    let port = Be16::new(8080);
+    if address.is_v4() {
+        let key = TargetKey::new(service, V4::from_addr(address), port);
+        Op::InsertTarget4 { key, id }
+    } else {
+        let key = TargetKey::new(service, V6::from_addr(address), port);
+        Op::InsertTarget6 { key, id }
+    }
 }
 
 fn service(index: u32, members: &[u32], flags: u64) -> [Op; 3] {
@@ -326,6 +396,12 @@ pub fn simulate(ops: &[Op]) -> World {
             Op::InsertSource6 { key, bits } => {
                 let service = u32::from_be(key.service_be);
                 world.v6.sources.push((service, key.client, *bits));
+            }
+            Op::InsertTarget4 { key, id } => {
+                world.v4.targets.insert(*key, *id);
+            }
+            Op::InsertTarget6 { key, id } => {
+                world.v6.targets.insert(*key, *id);
             }
             Op::InsertAnnounced {
                 ifindex,

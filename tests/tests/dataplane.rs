@@ -18,7 +18,7 @@ use aya::{
 use lb_common::{
     abi::{
         Backend, Frontend, FrontendCount, FrontendKey, NextHop, Reason, Region, Segment, Service,
-        Settings, SourceKey, tag,
+        Settings, SourceKey, TargetKey, tag,
     },
     bytes::{Addr, Be16, V4, V6},
 };
@@ -86,6 +86,7 @@ fn backend(id: u32) -> Backend {
     Backend {
         address: Addr([id, 2, 3, 4]),
         source: Addr([5, 6, 7, !id]),
+        target: Addr([8, id, 9, 10]),
         port: Be16::new(id as u16),
         mode: 1,
         pad: 0,
@@ -121,6 +122,16 @@ fn key6(port: u16) -> FrontendKey<V6> {
     FrontendKey::new(V6::from(ip), Be16::new(port), 17)
 }
 
+fn target4(service: u32) -> TargetKey<V4> {
+    let address = V4::from(Ipv4Addr::new(10, 0, 0, 1));
+    TargetKey::new(service, address, Be16::new(8080))
+}
+
+fn target6(service: u32) -> TargetKey<V6> {
+    let address = V6::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
+    TargetKey::new(service, address, Be16::new(8080))
+}
+
 fn source4(service: u32) -> SourceKey<V4> {
     SourceKey {
         service_be: service.to_be(),
@@ -136,7 +147,7 @@ fn source6(service: u32) -> SourceKey<V6> {
 }
 
 /// One of each kind at least, at both ends of the arrays, and across the borders of mapped windows (2^19 bytes: between
-/// backends 10,922 and 10,923, whose 48 bytes lie on both sides).
+/// backends 8191 and 8192, and within next hop 13,107, whose 40 bytes lie on both sides).
 fn every_op() -> Vec<Op> {
     let last_slot = LIMITS.slots() - 1;
     let frontend = |service, id| Frontend { service, id };
@@ -153,6 +164,14 @@ fn every_op() -> Vec<Op> {
         Op::NextHop {
             id: 1,
             value: next_hop(1),
+        },
+        Op::NextHop {
+            id: 13_107,
+            value: next_hop(13_107),
+        },
+        Op::Neighbour {
+            id: 13_107,
+            destination: 78,
         },
         Op::Neighbour {
             id: 1,
@@ -216,6 +235,24 @@ fn every_op() -> Vec<Op> {
             key: source6(4),
             bits: 49,
         },
+        Op::InsertTarget4 {
+            key: target4(3),
+            id: 1,
+        },
+        Op::InsertTarget6 {
+            key: target6(3),
+            id: 2,
+        },
+        Op::InsertTarget4 {
+            key: target4(4),
+            id: 3,
+        },
+        Op::InsertTarget6 {
+            key: target6(4),
+            id: 4,
+        },
+        Op::RemoveTarget4 { key: target4(4) },
+        Op::RemoveTarget6 { key: target6(4) },
         Op::InsertFrontend4 {
             key: key4(1, 80),
             value: frontend(3, 1),
@@ -264,12 +301,12 @@ fn every_op() -> Vec<Op> {
         },
         Op::RemoveSegment { ifindex: 9 },
     ];
-    for id in [1, 2, 10_921, 10_922, 10_923, LIMITS.backend_ids() - 1] {
+    for id in [1, 2, 8191, 8192, LIMITS.backend_ids() - 1] {
         let value = backend(id);
         ops.push(Op::Backend { id, value });
     }
     ops.push(Op::BackendLink {
-        id: 10_922,
+        id: 8192,
         next_hop: 1,
         state: 0,
     });
@@ -301,10 +338,9 @@ fn every_op_is_in_the_kernel_as_the_fake_has_it() -> Result<()> {
         maps.array::<Service>("SERVICES")?.get(&3, 0)?,
         fake.services[&3]
     );
-    assert_eq!(
-        maps.array::<NextHop>("NEXT_HOPS")?.get(&1, 0)?,
-        fake.next_hops[&1]
-    );
+    for (id, value) in &fake.next_hops {
+        assert_eq!(maps.array::<NextHop>("NEXT_HOPS")?.get(id, 0)?, *value);
+    }
     assert_eq!(
         maps.array::<Settings>("SETTINGS")?.get(&0, 0)?,
         fake.settings

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    abi::{BackendCount, Reason},
+    abi::{BackendCount, Mode, Reason},
     pipeline::{Step, Verdict},
 };
 use lb_tests::{frames::Frames, is_root, kernel::action, netns::Netns, place::Place, world};
@@ -146,6 +146,11 @@ fn explain_and_inject(netns: &Netns) -> Result<()> {
         "nat",
         "ipip",
         "l2",
+        "local",
+        "pass",
+        "dsr",
+        "TunnelMalformed",
+        "TunnelTag",
         "Source true",
         "Source false",
         "HandedUp",
@@ -176,6 +181,15 @@ fn explain_and_inject(netns: &Netns) -> Result<()> {
     Ok(())
 }
 
+const MODES: [Mode; 6] = [
+    Mode::Nat,
+    Mode::Ipip,
+    Mode::L2,
+    Mode::Local,
+    Mode::Pass,
+    Mode::Dsr,
+];
+
 /// What a packet met, to know that all kinds came.
 fn kinds(said: &Decision) -> Vec<String> {
     let verdict = format!("{:?}", said.verdict);
@@ -185,9 +199,10 @@ fn kinds(said: &Decision) -> Vec<String> {
         match step {
             Step::Flow { known } => kinds.push(format!("Flow {known}")),
             Step::Source { allowed } => kinds.push(format!("Source {allowed}")),
-            Step::Backend { mode: 1, .. } => kinds.push("nat".into()),
-            Step::Backend { mode: 2, .. } => kinds.push("ipip".into()),
-            Step::Backend { mode: 3, .. } => kinds.push("l2".into()),
+            Step::Backend { mode, .. } => {
+                let known = MODES.into_iter().find(|known| *known as u8 == *mode);
+                kinds.extend(known.map(|mode| mode.name().to_owned()));
+            }
             Step::Announced { .. } => kinds.push("Announced".into()),
             Step::Follows => kinds.push("Follows".into()),
             Step::About { .. } => kinds.push("About".into()),

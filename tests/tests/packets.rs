@@ -6,6 +6,8 @@
     reason = "what all tests share is taken away when the program ends"
 )]
 
+#[path = "packets/dsr.rs"]
+mod dsr;
 #[path = "packets/echo.rs"]
 mod echo;
 #[path = "packets/flood.rs"]

@@ -2,15 +2,18 @@
 
 use crate::bytes::{Addr, Be16};
 
-/// Element of `BACKENDS`, 48 bytes. Everything but `next_hop` and `state` is written while no `MEMBERS` word names
+/// Element of `BACKENDS`, 64 bytes. Everything but `next_hop` and `state` is written while no `MEMBERS` word names
 /// the id, and an id is given again only after a grace period; `next_hop` and `state` are stores of one word.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 pub struct Backend {
+    /// Where packets are sent: the backend's own address; in `dsr` its node's, the destination of the outer header.
     pub address: Addr,
-    /// Own address: source of the translated packet (`nat`, family of the backend) or of the outer header (`ipip`).
+    /// Own address: source of the translated packet (`nat`, family of the backend) or of the outer header (`ipip`, `dsr`).
     pub source: Addr,
-    /// Destination port after translation (`nat`, `local`).
+    /// In `dsr` the backend's own address, which its node is told.
+    pub target: Addr,
+    /// Destination port after translation (`nat`, `local`), here or on the backend's node (`dsr`).
     pub port: Be16,
     /// A [`Mode`] as number.
     pub mode: u8,
@@ -31,6 +34,8 @@ pub mod backend_state {
     pub const USABLE: u32 = 1;
     /// Serves the flows that it has, and gets no new ones.
     pub const DRAINING: u32 = 2;
+    /// Its node has no agent that is ready: it keeps the flows that it has, and kube-proxy gets the new ones (`dsr`).
+    pub const AWAY: u32 = 3;
 }
 
 /// How a packet reaches its backend (design.md section 3).
@@ -44,6 +49,8 @@ pub enum Mode {
     Local = 4,
     /// Whoever serves the VIP behind us, kube-proxy, gets the packet unchanged.
     Pass = 5,
+    /// The backend's node does what it does for one of its own (`local`): the packet goes there in a tunnel, unchanged.
+    Dsr = 6,
 }
 
 impl Mode {
@@ -54,8 +61,9 @@ impl Mode {
             Self::L2 => "l2",
             Self::Local => "local",
             Self::Pass => "pass",
+            Self::Dsr => "dsr",
         }
     }
 }
 
-const _: () = assert!(size_of::<Backend>() == 48);
+const _: () = assert!(size_of::<Backend>() == 64);

@@ -86,13 +86,20 @@ pub enum Reason {
     TupleTaken = 35,
     /// The service has backends, but by its traffic policy none here; another node answers a retry.
     NoLocalBackend = 36,
+    /// To this node's end of the tunnels, and no packet of a tunnel of ours: no Geneve, other options, another inner packet
+    /// than TCP or UDP, or cut off.
+    TunnelMalformed = 37,
+    /// Its tag is wrong, or was made with a key that counts no more.
+    TunnelTag = 38,
+    /// For no VIP of ours, or for a backend that this node does not have there.
+    TunnelTarget = 39,
 }
 
 impl Reason {
     /// Elements per frontend.
     pub const COUNT: u32 = 48;
 
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 36] = [
         Self::Icmp,
         Self::Protocol,
         Self::Pass,
@@ -126,6 +133,9 @@ impl Reason {
         Self::IcmpType,
         Self::TupleTaken,
         Self::NoLocalBackend,
+        Self::TunnelMalformed,
+        Self::TunnelTag,
+        Self::TunnelTarget,
     ];
 
     /// The reason with this number; [`Self::Inconsistent`] for a number that is none.
@@ -176,6 +186,9 @@ impl Reason {
             Self::IcmpType => "icmp_type",
             Self::TupleTaken => "tuple_taken",
             Self::NoLocalBackend => "no_local_backend",
+            Self::TunnelMalformed => "tunnel_malformed",
+            Self::TunnelTag => "tunnel_tag",
+            Self::TunnelTarget => "tunnel_target",
         }
     }
 

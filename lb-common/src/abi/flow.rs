@@ -85,6 +85,8 @@ pub mod flow_state {
     pub const LOCAL: u32 = 1 << 7;
     /// Left to kube-proxy, as long as it lives (UDP).
     pub const PASSED: u32 = 1 << 8;
+    /// Sent through a tunnel to its backend's node, as long as it lives.
+    pub const SENT: u32 = 1 << 9;
 }
 
 impl<A: Copy> Flow<A> {

@@ -14,6 +14,7 @@ mod next_hop;
 mod segment;
 mod service;
 mod settings;
+mod target;
 
 pub use announced::{Announced, AnnouncedKey};
 pub use backend::{Backend, Mode, backend_state};
@@ -24,4 +25,5 @@ pub use frontend::{Frontend, FrontendKey, SourceKey};
 pub use next_hop::NextHop;
 pub use segment::{Segment, TAG_PRESENT, TAG_SERVICE, tag};
 pub use service::{NO_OWNER, OWNERS, Region, Service, owner, service_flag, slot_of};
-pub use settings::{Bucket, FILTER_WORDS, Settings, filter_bit, leaving_bit, setting_flag};
+pub use settings::{Bucket, FILTER_WORDS, Settings, Tunnel, filter_bit, leaving_bit, setting_flag};
+pub use target::TargetKey;

@@ -27,10 +27,13 @@ pub mod service_flag {
     pub const AFFINITY: u64 = 1 << 2;
     /// Only clients in `SOURCES4` and `SOURCES6` are allowed (contract A9.1).
     pub const SOURCE_RANGES: u64 = 1 << 3;
-    /// kube-proxy serves it as well: a TCP connection that began without us goes on without us. With [`FLOWS`].
+    /// kube-proxy serves it as well: a TCP connection that began without us goes on without us, if [`FLOWS`] is set, too.
+    /// UDP flows are always looked up.
     pub const SHARED: u64 = 1 << 4;
     /// New flows are dropped while no backend is usable: other nodes have some (contract A6.2).
     pub const DROP: u64 = 1 << 5;
+    /// It is this node's end of the tunnels: its frontends are own addresses, its source ranges are the other nodes'.
+    pub const TUNNEL: u64 = 1 << 6;
 }
 
 /// A power-of-two run of array elements in one word: base (32 bits), log2 of the size (8), generation (24).

@@ -2,7 +2,8 @@
 
 use crate::bytes::{Address, Be16};
 
-/// The one element of `SETTINGS`, 72 bytes. Each field is one word, so a change is seen whole.
+/// The one element of `SETTINGS`, 112 bytes. Each field is one word, so a change is seen whole; a tag key is written
+/// while no packet is to be taken for its.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C, align(8))]
 pub struct Settings {
@@ -14,8 +15,8 @@ pub struct Settings {
     pub hz: u32,
     /// First and last port of `nat.ports`, host order; first in the low half. 0: no `nat`.
     pub nat_ports: u32,
-    /// Counts changes of routes and neighbours; a flow resolved before one asks again.
-    pub reserved: u32,
+    /// Of [`Tunnel`]: 0 without tunnels.
+    pub tunnel: u32,
     /// Replies of our own (RST, ICMP) per second and CPU, and the most at once.
     pub reject_rate: u32,
     pub reject_burst: u32,
@@ -30,6 +31,44 @@ pub struct Settings {
     pub expires: u64,
     /// Jiffies of the agent's last sign of life, for who looks without an agent. The program does not read it.
     pub heartbeat: u64,
+    /// Keys of tags ([`crate::hash::tag`]), equal on all nodes: that with id `n` is at `n & 1`.
+    pub tag_keys: [[u64; 2]; 2],
+    /// Which of them count: [`Tunnel::accepted`].
+    pub tag_ids: u64,
+}
+
+/// [`Settings::tunnel`]: UDP port of the tunnels between nodes and the id of the key that what is sent is tagged with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tunnel(pub u32);
+
+impl Tunnel {
+    #[inline(always)]
+    pub const fn new(port: Be16, key: u8) -> Self {
+        Self(port.raw() as u32 | (key as u32) << 16)
+    }
+
+    #[inline(always)]
+    pub const fn port(self) -> Be16 {
+        Be16::from_raw(self.0 as u16)
+    }
+
+    #[inline(always)]
+    pub const fn key(self) -> u8 {
+        (self.0 >> 16) as u8
+    }
+
+    /// The word of [`Settings::tag_ids`] for one key or two, whose ids differ in their last bit.
+    pub fn accepted(ids: &[u8]) -> u64 {
+        ids.iter().fold(0, |word, id| {
+            word | (1 << 8 | u64::from(*id)) << (u32::from(id & 1) * 16)
+        })
+    }
+
+    /// Whether tags made with the key of this id are taken.
+    #[inline(always)]
+    pub const fn accepts(ids: u64, id: u8) -> bool {
+        (ids >> ((id & 1) as u32 * 16)) as u16 == 1 << 8 | id as u16
+    }
 }
 
 impl Settings {
@@ -128,7 +167,7 @@ fn mixed<A: Address>(address: &A, seed: u32) -> (u32, u64) {
     (mix >> 20, 1 << ((mix >> 14) & 63))
 }
 
-const _: () = assert!(size_of::<Settings>() == 72);
+const _: () = assert!(size_of::<Settings>() == 112);
 const _: () = assert!(size_of::<Bucket>() == 8);
 
 #[cfg(test)]

@@ -28,6 +28,11 @@ pub(crate) const FRAGMENT: u64 = 8 << 24;
 /// For [`super::icmp`].
 pub(crate) const ICMP: u64 = 9 << 24;
 
+/// To this node's end of the tunnels.
+pub(crate) const TUNNEL: u64 = 7 << 24;
+/// A packet of another node's, out of its tunnel, for [`super::odd::arrived`].
+pub(crate) const ARRIVED: u64 = 16 << 24;
+
 /// Whether a word is one of these, not a packed verdict.
 #[inline(always)]
 pub(crate) const fn goes_on(word: u64) -> bool {
@@ -89,13 +94,13 @@ pub(crate) fn claim<A: Layout, T: Tables + FamilyTables<A>>(
             return Err(path.end(frontend.id, Reason::SourceDenied).pack());
         }
     }
-    if service.flags & service_flag::FLOWS != 0 {
+    let shared = service.flags & service_flag::SHARED != 0;
+    if service.flags & service_flag::FLOWS != 0 || shared && scratch.parsed.tuple_is_udp() {
         scratch.service = service;
-        return Err(if service.flags & service_flag::SHARED == 0 {
-            FLOWS
-        } else {
-            SHARED
-        });
+        return Err(if shared { SHARED } else { FLOWS });
+    }
+    if service.flags & service_flag::TUNNEL != 0 {
+        return Err(TUNNEL);
     }
     Ok(service)
 }

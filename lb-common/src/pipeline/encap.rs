@@ -21,7 +21,7 @@ const INNER_V4: u8 = 4;
 const INNER_V6: u8 = 41;
 
 /// TTL of the outer header (the default of RFC 1700).
-const OUTER_TTL: u8 = 64;
+pub(crate) const OUTER_TTL: u8 = 64;
 
 #[inline(always)]
 pub(crate) fn ipip<A: Layout, P: Packet, T: Tables>(

@@ -6,7 +6,7 @@ use super::{
     FamilyScratch, Path, Step, Verdict, classify, egress, flows, local, nat,
     parse::{ICMP_LEN, Layout, Network, Parsed, TCP, TCP_LEN, UDP},
     rewrite,
-    steer::STEER,
+    steer::{CHOSEN, Chosen, STEER},
 };
 use crate::{
     abi::{Reason, Tuple, flow_state, service_flag},
@@ -226,6 +226,10 @@ pub(crate) fn find<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     }
     if scratch.embedded.forged != 0 {
         return path.end(frontend, Reason::IcmpMtu).pack();
+    }
+    if state & flow_state::SENT != 0 {
+        scratch.chosen = Chosen::of(local::backend_of(path, &scratch.flow));
+        return CHOSEN;
     }
     if state & flow_state::LOCAL != 0 {
         scratch.chosen.id = local::backend_of(path, &scratch.flow);

@@ -4,15 +4,17 @@
 //! us, so the choice is made at a SYN and for a UDP flow that nothing is known of.
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, classify, egress, flows, nat, parse::Layout, ports,
-    rewrite, select,
+    FamilyScratch, Path, Step, Verdict, classify, egress, flows, nat,
+    parse::{Layout, tcp_flag},
+    ports, rewrite, select,
+    steer::{self, Chosen},
 };
 use crate::{
     abi::{Backend, Flow, Hop, Mode, Reason, Tuple, backend_state, flow_state},
     bytes::Be16,
     hash,
     packet::Packet,
-    tables::{FamilyTables, FlowTable, Home, Tables},
+    tables::{Budget, FamilyTables, FlowTable, Home, Tables},
 };
 
 /// State of an entry for packets from a backend on this node.
@@ -32,65 +34,110 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
-    let frontend = scratch.frontend.id;
-    let now = path.tables.now();
-    let found = flows::find(path, scratch, now);
-    path.tables.trace(Step::Flow {
-        known: found.is_some(),
-    });
-    if let Some((table, due)) = found {
-        let state = scratch.flow.state;
-        if state & (flow_state::LOCAL | flow_state::PASSED) == 0 {
-            return classify::FLOWS;
-        }
-        if nat::usable(path, scratch) && !is_over(path, scratch, now) {
-            if state & flow_state::PASSED != 0 {
-                return leave(path, frontend, Reason::Pass);
-            }
-            let promoted = table == FlowTable::HalfOpen && nat::promote(path, scratch, now);
-            if due && !promoted {
-                flows::keep_opposite(packet, path, table, scratch, now);
-            }
-            return deliver(packet, path, scratch, false);
-        }
-        nat::forget(path, table, scratch);
+    let (frontend, now) = (scratch.frontend.id, path.tables.now());
+    if let Some(word) = known(packet, path, scratch, now) {
+        return word;
     }
-    if !scratch.parsed.tuple_is_udp() && !scratch.parsed.is_syn() {
-        return leave(path, frontend, Reason::NoFlow);
-    }
-    let id = match select::owner_of(path, &scratch.parsed, &scratch.service) {
-        Ok((id, _)) => id,
+    let (id, hash) = match select::owner_of(path, &scratch.parsed, &scratch.service) {
+        Ok(selected) => selected,
         Err(reason) => return select::unowned(path, scratch, reason),
     };
     let Some(backend) = path.tables.backend(id) else {
         return path.end(frontend, Reason::Inconsistent).pack();
     };
-    if backend.mode == Mode::Nat as u8 {
-        return classify::FLOWS;
-    }
     path.tables.trace(Step::Backend {
         id,
         mode: backend.mode,
     });
-    if backend.mode == Mode::Pass as u8 {
-        pass(path, scratch, &backend, id, now);
+    if !scratch.parsed.tuple_is_udp() && !scratch.parsed.is_syn() {
+        return leave(path, frontend, Reason::NoFlow);
+    }
+    let away = backend.state == backend_state::AWAY;
+    if backend.mode == Mode::Dsr as u8 && !away {
+        remember(path, scratch, &backend, id, flow_state::SENT, now);
+        scratch.chosen = Chosen { hash, id, pad: 0 };
+        return steer::CHOSEN;
+    }
+    if backend.mode == Mode::Nat as u8 {
+        return classify::FLOWS;
+    }
+    if backend.mode == Mode::Pass as u8 || away {
+        remember(path, scratch, &backend, id, flow_state::PASSED, now);
         return leave(path, frontend, Reason::Pass);
     }
     if backend.mode != Mode::Local as u8 || backend.address.is_v4() != (A::VERSION == 4) {
         return path.end(frontend, Reason::Inconsistent).pack();
     }
-    scratch.flow = entry(scratch, &backend, id, now);
-    scratch.flow.destination = A::from_addr(&backend.address);
-    scratch.flow.destination_port = backend.port;
-    scratch.flow.state = flow_state::LOCAL;
-    flows::mirror(packet, path, scratch, now);
-    let entered = begin(path, scratch, now);
-    if entered != egress::OK {
-        return path
-            .end(frontend, Reason::from_number(entered as u32))
-            .pack();
+    enter(packet, path, scratch, &backend, id, now)
+}
+
+/// Sends a packet on as the entry of its flow says, if it has one that is still good.
+#[inline(always)]
+fn known<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    now: u32,
+) -> Option<u64> {
+    let frontend = scratch.frontend.id;
+    let found = flows::find(path, scratch, now);
+    path.tables.trace(Step::Flow {
+        known: found.is_some(),
+    });
+    let (table, due) = found?;
+    let state = scratch.flow.state;
+    if state & (flow_state::LOCAL | flow_state::PASSED | flow_state::SENT) == 0 {
+        return Some(classify::FLOWS);
     }
-    deliver(packet, path, scratch, true)
+    if !nat::usable(path, scratch) || is_over(path, scratch, now) {
+        nat::forget(path, table, scratch);
+        return None;
+    }
+    if state & flow_state::PASSED != 0 {
+        return Some(leave(path, frontend, Reason::Pass));
+    }
+    if state & flow_state::SENT != 0 {
+        let id = backend_of(path, &scratch.flow);
+        if id == 0 {
+            nat::forget(path, table, scratch);
+            return None;
+        }
+        if table == FlowTable::HalfOpen {
+            settle(path, scratch, now);
+        }
+        scratch.chosen = Chosen::of(id);
+        return Some(steer::CHOSEN);
+    }
+    let promoted = table == FlowTable::HalfOpen && nat::promote(path, scratch, now);
+    if due && !promoted {
+        flows::keep_opposite(packet, path, table, scratch, now);
+    }
+    Some(deliver(packet, path, scratch, false))
+}
+
+/// Takes a packet that another node sent for the chosen backend, which is on this one. What this node would do with the
+/// flow by itself does not count: the client's packets may come in by several nodes.
+#[inline(never)]
+pub(crate) fn accept<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> u64 {
+    let (now, id) = (path.tables.now(), scratch.chosen.id);
+    if let Some(word) = known(packet, path, scratch, now)
+        && !classify::goes_on(word)
+    {
+        return word;
+    }
+    match path.tables.backend(id) {
+        Some(backend)
+            if backend.mode == Mode::Local as u8
+                && backend.address.is_v4() == (A::VERSION == 4) =>
+        {
+            enter(packet, path, scratch, &backend, id, now)
+        }
+        _ => path.end(scratch.frontend.id, Reason::TunnelTarget).pack(),
+    }
 }
 
 /// Leaves the packet to whoever serves the VIP beside us; at tc it has been counted already.
@@ -107,7 +154,7 @@ pub(crate) fn leave<T: Tables>(path: &Path<'_, T>, frontend: u32, reason: Reason
 #[inline(always)]
 fn is_over<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>, now: u32) -> bool {
     let flow = &scratch.flow;
-    if flow.state & flow_state::PASSED != 0 {
+    if flow.state & (flow_state::PASSED | flow_state::SENT) != 0 && scratch.parsed.tuple_is_udp() {
         let idle = now.wrapping_sub(flow.seen);
         return idle > path.settings.hz.saturating_mul(PASSED_SECONDS);
     }
@@ -137,22 +184,70 @@ fn entry<A: Layout>(scratch: &FamilyScratch<A>, backend: &Backend, id: u32, now:
     }
 }
 
-/// Remembers a UDP flow that passes. Among the half-open: one of those that is evicted is chosen anew, and mostly the
-/// same.
+/// Remembers a flow that goes elsewhere, as `state` says, among the half-open. A UDP flow that is evicted there is chosen
+/// anew, and mostly the same.
 #[inline(always)]
-fn pass<A: Layout, T: Tables + FamilyTables<A>>(
+fn remember<A: Layout, T: Tables + FamilyTables<A>>(
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    backend: &Backend,
+    id: u32,
+    state: u32,
+    now: u32,
+) {
+    scratch.flow = entry(scratch, backend, id, now);
+    // What passes over TCP is known by kube-proxy's own entry.
+    if scratch.parsed.tuple_is_udp() || state == flow_state::SENT {
+        scratch.flow.state = state;
+        let (table, tuple) = (FlowTable::HalfOpen, &scratch.parsed.tuple);
+        path.tables.insert_flow(table, tuple, &scratch.flow, false);
+    }
+}
+
+/// Moves a TCP connection that goes on elsewhere to where no flood of SYNs evicts it. What its backend says is not seen
+/// here, so the client's word has to do.
+#[inline(always)]
+fn settle<A: Layout, T: Tables + FamilyTables<A>>(
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    now: u32,
+) {
+    let (tables, parsed, settings) = (path.tables, &scratch.parsed, path.settings);
+    if parsed.tuple_is_udp() || parsed.flags & (tcp_flag::SYN | tcp_flag::RST) != 0 {
+        return;
+    }
+    if !tables.take(Budget::Flow, settings.flow_rate, settings.flow_burst) {
+        return;
+    }
+    scratch.flow.seen = now;
+    if tables.insert_flow(FlowTable::Established, &parsed.tuple, &scratch.flow, false) {
+        FamilyTables::<A>::remove_flow(tables, FlowTable::HalfOpen, &parsed.tuple);
+    }
+}
+
+/// Begins a flow with a backend of this node.
+#[inline(always)]
+fn enter<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
     backend: &Backend,
     id: u32,
     now: u32,
-) {
+) -> u64 {
     scratch.flow = entry(scratch, backend, id, now);
-    if scratch.parsed.tuple_is_udp() {
-        scratch.flow.state = flow_state::PASSED;
-        let (table, tuple) = (FlowTable::HalfOpen, &scratch.parsed.tuple);
-        path.tables.insert_flow(table, tuple, &scratch.flow, false);
+    scratch.flow.destination = A::from_addr(&backend.address);
+    scratch.flow.destination_port = backend.port;
+    scratch.flow.state = flow_state::LOCAL;
+    flows::mirror(packet, path, scratch, now);
+    let entered = begin(path, scratch, now);
+    if entered != egress::OK {
+        return path
+            .end(scratch.frontend.id, Reason::from_number(entered as u32))
+            .pack();
     }
+    let new = scratch.parsed.is_syn() || scratch.parsed.tuple_is_udp();
+    deliver(packet, path, scratch, new)
 }
 
 /// The backend of an entry, for its counters; 0 if it has left the configuration.

@@ -27,18 +27,20 @@ mod select;
 mod steer;
 mod step;
 mod tags;
+mod tunnel;
 
 pub use leaving::egress_reply;
 use parse::Layout;
 pub use parse::{Link, Parsed, tcp_flag};
 pub use scratch::{FamilyScratch, Scratch};
 pub use step::Step;
+use tunnel::Envelope;
 
 use crate::{
     abi::{AnnouncedKey, Frontend, Reason, Settings},
     bytes::{Address, Be16, Macs, V4, V6},
     packet::Packet,
-    tables::{Budget, FamilyTables, Tables},
+    tables::{Budget, FamilyTables, Home, Tables},
 };
 
 /// What becomes of the packet.
@@ -192,17 +194,26 @@ pub fn process<P: Packet, T: Tables>(
     let Some(link) = parse::link(packet) else {
         return Verdict::NotOurs;
     };
-    match link.ether_type {
-        parse::IPV4 => by_family::<V4, _, _>(packet, &path, &mut scratch.v4, link),
-        parse::IPV6 => by_family::<V6, _, _>(packet, &path, &mut scratch.v6, link),
+    let envelope = &mut scratch.envelope;
+    let mut word = match link.ether_type {
+        parse::IPV4 => by_family::<V4, _, _>(packet, &path, &mut scratch.v4, envelope, link),
+        parse::IPV6 => by_family::<V6, _, _>(packet, &path, &mut scratch.v6, envelope, link),
         parse::ARP => {
             // Not by the address of a local: it would lie on the stack in parts, and every other packet's copy of it
             // wait for them, 5 ns.
             scratch.v4.parsed.link = link;
-            Verdict::unpack(arp::answer(packet, &path, &scratch.v4.parsed.link))
+            arp::answer(packet, &path, &scratch.v4.parsed.link)
         }
-        _ => Verdict::NotOurs,
+        _ => return Verdict::NotOurs,
+    };
+    if tables.home() != Home::Tc && word == classify::ARRIVED {
+        word = if envelope.ether_type == parse::IPV4 {
+            odd::arrived(packet, &path, &mut scratch.v4, envelope)
+        } else {
+            odd::arrived(packet, &path, &mut scratch.v6, envelope)
+        };
     }
+    Verdict::unpack(word)
 }
 
 /// The rest of the path, in steps that are functions of their own in the kernel: called one after the other, not one
@@ -212,15 +223,22 @@ fn by_family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
+    envelope: &mut Envelope,
     link: Link,
-) -> Verdict {
+) -> u64 {
     scratch.parsed.link = link;
     let word = classify::family(packet, path, scratch);
-    Verdict::unpack(if classify::goes_on(word) {
+    if word == classify::TUNNEL {
+        // Tunnels end in the driver.
+        if path.tables.home() == Home::Tc {
+            return Verdict::NotOurs.pack();
+        }
+        tunnel::open(packet, path, scratch, envelope)
+    } else if classify::goes_on(word) {
         odd::go_on(packet, path, scratch, word)
     } else {
         word
-    })
+    }
 }
 
 /// A TCP or UDP packet to an address that may be ours, on no frontend's port: a reply to a flow of ours, a VIP's unknown

@@ -5,7 +5,7 @@
 use super::{
     FamilyScratch, Path, Step, Verdict,
     parse::{ICMP, ICMP_LEN, ICMPV6, IPV4_LEN, IPV6_LEN, Layout, Parsed},
-    reject,
+    reject, tunnel,
 };
 use crate::{
     abi::{Backend, Mode, Reason},
@@ -27,15 +27,23 @@ const IS_FRAGMENT: u16 = 0x3fff;
 
 /// The largest packet that fits an MTU of `mtu` on the way to `backend`.
 #[inline(always)]
-pub(crate) fn within(mtu: u32, backend: &Backend) -> u32 {
-    let room = if backend.mode != Mode::Ipip as u8 {
+pub(crate) fn within<A: Layout>(mtu: u32, backend: &Backend) -> u32 {
+    mtu.saturating_sub(room::<A>(backend))
+}
+
+/// What a packet grows by on the way to `backend`.
+#[inline(always)]
+fn room<A: Layout>(backend: &Backend) -> u32 {
+    let outer_v4 = backend.address.is_v4();
+    if backend.mode == Mode::Dsr as u8 {
+        tunnel::room(outer_v4, A::VERSION == 4)
+    } else if backend.mode != Mode::Ipip as u8 {
         0
-    } else if backend.address.is_v4() {
+    } else if outer_v4 {
         IPV4_LEN
     } else {
         IPV6_LEN
-    };
-    mtu.saturating_sub(room)
+    }
 }
 
 /// Whether a packet that is to be handed up would not fit there either: the client can be told in the driver only. Sets
@@ -46,13 +54,13 @@ pub(crate) fn is_too_big_for_tc<A: Layout, T: Tables>(
     scratch: &mut FamilyScratch<A>,
     backend: &Backend,
 ) -> bool {
-    if backend.mode != Mode::Ipip as u8 || backend.next_hop == 0 {
+    if room::<A>(backend) == 0 || backend.next_hop == 0 {
         return false;
     }
     let Some(next) = path.tables.next_hop(backend.next_hop) else {
         return false;
     };
-    scratch.fits = within(u32::from(next.mtu()), backend);
+    scratch.fits = within::<A>(u32::from(next.mtu()), backend);
     u32::from(scratch.parsed.length) > scratch.fits
 }
 

@@ -2,8 +2,11 @@
 //! hear about. Each step is a function of its own in the kernel, called from here, so that their stacks share one place.
 
 use super::{
-    FamilyScratch, Path, classify, echo, fragment, icmp, local, mtu, nat, ndp, parse::Layout,
-    reject, steer, unclaimed,
+    FamilyScratch, Path, classify, echo, fragment, icmp, local, mtu, nat, ndp,
+    parse::Layout,
+    reject, steer,
+    tunnel::{self, Envelope},
+    unclaimed,
 };
 use crate::{
     abi::{Frontend, Reason},
@@ -55,30 +58,30 @@ pub(crate) fn go_on<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     if word == steer::STEER || word == fragment::FIRST {
         word = steer::choose(path, scratch, kind == Kind::First);
     }
-    if word == steer::CHOSEN {
-        word = steer::forward(packet, path, scratch);
-    }
-    if word == classify::SHARED {
-        word = if kind == Kind::Error {
-            classify::FLOWS
-        } else {
-            local::forward(packet, path, scratch)
-        };
-    }
-    if word == classify::FLOWS || word == classify::UNCLAIMED {
+    if kind == Kind::Error
+        && matches!(
+            word,
+            classify::SHARED | classify::FLOWS | classify::UNCLAIMED
+        )
+    {
         if word == classify::UNCLAIMED {
             scratch.frontend = Frontend::default();
         }
-        if kind == Kind::Error {
-            word = icmp::find(packet, path, scratch);
-            if word == icmp::FOUND {
-                word = icmp::translate(packet, path, scratch);
-            }
-        } else if word == classify::FLOWS {
-            word = nat::forward(packet, path, scratch);
-        } else {
-            word = unclaimed(packet, path, scratch, kind == Kind::First);
+        word = icmp::find(packet, path, scratch);
+        if word == icmp::FOUND {
+            word = icmp::translate(packet, path, scratch);
         }
+    } else if word == classify::SHARED {
+        word = local::forward(packet, path, scratch);
+    }
+    if word == steer::CHOSEN {
+        word = steer::forward(packet, path, scratch);
+    }
+    if word == classify::FLOWS {
+        word = nat::forward(packet, path, scratch);
+    } else if word == classify::UNCLAIMED {
+        scratch.frontend = Frontend::default();
+        word = unclaimed(packet, path, scratch, kind == Kind::First);
     }
     // Nobody is told about an error (RFC 1122, section 3.2.2) or a later fragment.
     if word == classify::UNANSWERED {
@@ -94,6 +97,42 @@ pub(crate) fn go_on<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         return mtu::tell(packet, path, scratch);
     }
     if kind == Kind::First {
+        fragment::remember(path, scratch, word);
+    }
+    word
+}
+
+/// Takes a packet that came through a tunnel to a backend of this node.
+#[inline(always)]
+pub(crate) fn arrived<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    envelope: &Envelope,
+) -> u64 {
+    let mut word = tunnel::read(packet, path, scratch);
+    let is_error = word == classify::ICMP;
+    if word == classify::FRAGMENT {
+        word = fragment::arrive(packet, path, scratch);
+    } else if is_error {
+        word = icmp::arrive(packet, path, scratch);
+    }
+    let is_first = word == fragment::FIRST;
+    word = tunnel::receive(path, scratch, envelope, word);
+    if word == fragment::FOLLOW {
+        return fragment::follow(packet, path, scratch);
+    }
+    if word == steer::CHOSEN {
+        if is_error {
+            word = icmp::find(packet, path, scratch);
+            if word == icmp::FOUND {
+                word = icmp::translate(packet, path, scratch);
+            }
+        } else {
+            word = local::accept(packet, path, scratch);
+        }
+    }
+    if is_first {
         fragment::remember(path, scratch, word);
     }
     word

@@ -1,7 +1,7 @@
 //! What is known of the packet at hand: too large for the kernel's stack of 512 bytes, so per CPU there, a local on the
 //! host. Each step reads what the ones before it have written.
 
-use super::{egress::Exit, icmp::Embedded, parse::Parsed, steer::Chosen};
+use super::{egress::Exit, icmp::Embedded, parse::Parsed, steer::Chosen, tunnel::Envelope};
 use crate::{
     abi::{Flow, Fragment, FragmentKey, Frontend, Service, Tuple},
     bytes::{V4, V6},
@@ -40,4 +40,6 @@ pub struct FamilyScratch<A> {
 pub struct Scratch {
     pub v4: FamilyScratch<V4>,
     pub v6: FamilyScratch<V6>,
+    /// Of a packet that came through a tunnel.
+    pub(crate) envelope: Envelope,
 }

@@ -3,6 +3,7 @@
 use super::{
     FamilyScratch, Path, Step, classify, egress, encap, mtu,
     parse::{Layout, Parsed},
+    tunnel,
 };
 use crate::{
     abi::{Backend, Mode, NO_OWNER, Reason, Region, Service, owner, service_flag},
@@ -11,7 +12,7 @@ use crate::{
     tables::{FamilyTables, Tables},
 };
 
-/// Id of the backend that owns the packet's flow, and the hash that led to it (0 where a single slot needs none).
+/// Id of the backend that owns the packet's flow, and the flow's hash (0 where the choice needed none).
 /// Table, slot, ordinal, member: each step one array look-up.
 #[inline(always)]
 pub(crate) fn owner_of<A: Layout, T: Tables>(
@@ -57,7 +58,8 @@ pub(crate) fn owner_of<A: Layout, T: Tables>(
     let members = Region(service.members);
     let at = members.base().wrapping_add(u32::from(ordinal));
     let id = path.tables.member(at).ok_or(Reason::Inconsistent)? as u32;
-    Ok((id, hash))
+    let of_flow = service.flags & service_flag::AFFINITY == 0;
+    Ok((id, if of_flow { hash } else { 0 }))
 }
 
 /// A packet of a service without `nat`: chosen anew each time, by hash.
@@ -116,6 +118,8 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     }
     let outcome = if backend.mode == Mode::Ipip as u8 {
         encap::ipip(packet, path, scratch, backend, hash)
+    } else if backend.mode == Mode::Dsr as u8 {
+        tunnel::wrap(packet, path, scratch, backend, hash)
     } else if backend.mode == Mode::L2 as u8 {
         Ok(())
     } else {
@@ -123,7 +127,7 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     };
     if let Err(reason) = outcome {
         if reason == Reason::TooBig {
-            scratch.fits = mtu::within(scratch.exit.mtu, backend);
+            scratch.fits = mtu::within::<A>(scratch.exit.mtu, backend);
             return classify::TOO_BIG;
         }
         return path.end(frontend, reason).pack();

@@ -3,7 +3,8 @@
 
 use super::{FamilyScratch, Path, Step, classify, fragment, parse::Layout, select};
 use crate::{
-    abi::Reason,
+    abi::{Mode, Reason},
+    hash,
     packet::Packet,
     tables::{Budget, FamilyTables, Tables},
 };
@@ -22,6 +23,18 @@ pub(crate) struct Chosen {
     /// Id of the backend.
     pub(crate) id: u32,
     pub(crate) pad: u32,
+}
+
+impl Chosen {
+    /// The backend of a flow that has an entry.
+    #[inline(always)]
+    pub(crate) const fn of(id: u32) -> Self {
+        Self {
+            hash: 0,
+            id,
+            pad: 0,
+        }
+    }
 }
 
 /// Finds the frontend of the tuple and, where no flow entry is to be asked, the owner. `first`: a fragment that is to be
@@ -65,7 +78,7 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
-    let Chosen { hash, id, .. } = scratch.chosen;
+    let Chosen { mut hash, id, .. } = scratch.chosen;
     let Some(backend) = path.tables.backend(id) else {
         return path.end(scratch.frontend.id, Reason::Inconsistent).pack();
     };
@@ -73,6 +86,11 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         id,
         mode: backend.mode,
     });
+    if hash == 0 && backend.mode == Mode::Dsr as u8 {
+        // Of a fragment's flow the later ones tell no more, and their tag is made of it.
+        hash = hash::flow(&path.settings.hash_key, &scratch.parsed.tuple);
+        scratch.chosen.hash = hash;
+    }
     fragment::keep_addresses(scratch, &backend, id);
     select::forward(packet, path, scratch, &backend, id, hash)
 }

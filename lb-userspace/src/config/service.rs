@@ -203,7 +203,7 @@ impl Placed {
                     }
                 }
                 // The cluster's, no words of the file.
-                Mode::Local | Mode::Pass => {}
+                Mode::Local | Mode::Pass | Mode::Dsr => {}
                 Mode::Ipip | Mode::L2 => {
                     let other = service
                         .frontends

@@ -12,7 +12,10 @@ use aya::{
     maps::{DevMapHash, HashMap, LpmTrie, MapData, MapError, lpm_trie::Key, xdp::XdpMapError},
 };
 use lb_common::{
-    abi::{Backend, Frontend, FrontendKey, NextHop, Reason, Segment, Service, Settings, SourceKey},
+    abi::{
+        Backend, Frontend, FrontendKey, NextHop, Reason, Segment, Service, Settings, SourceKey,
+        TargetKey,
+    },
     bytes::{V4, V6},
 };
 
@@ -43,6 +46,8 @@ pub struct Bpf {
     pub(super) frontends6: Entries<FrontendKey<V6>>,
     pub(super) sources4: Sources<SourceKey<V4>>,
     pub(super) sources6: Sources<SourceKey<V6>>,
+    pub(super) targets4: Entries<TargetKey<V4>, u32>,
+    pub(super) targets6: Entries<TargetKey<V6>, u32>,
     pub(super) devices: DevMapHash<MapData>,
     pub(super) interfaces: Entries<Segment, u32>,
     pub(super) segments: Entries<u32, Segment>,
@@ -81,6 +86,8 @@ impl Bpf {
             frontends6: Entries::open(folder, "FRONTENDS6")?,
             sources4: Sources::open(folder, "SOURCES4")?,
             sources6: Sources::open(folder, "SOURCES6")?,
+            targets4: Entries::open(folder, "TARGETS4")?,
+            targets6: Entries::open(folder, "TARGETS6")?,
             devices: open::devices(folder, "DEVICES")?,
             interfaces: Entries::open(folder, "INTERFACES")?,
             segments: Entries::open(folder, "SEGMENTS")?,
@@ -156,6 +163,10 @@ impl Dataplane for Bpf {
             Op::InsertSource6 { key, bits } => self.sources6.insert(key, *bits),
             Op::RemoveSource4 { key, bits } => self.sources4.remove(key, *bits),
             Op::RemoveSource6 { key, bits } => self.sources6.remove(key, *bits),
+            Op::InsertTarget4 { key, id } => self.targets4.insert(key, *id),
+            Op::InsertTarget6 { key, id } => self.targets6.insert(key, *id),
+            Op::RemoveTarget4 { key } => self.targets4.remove(key),
+            Op::RemoveTarget6 { key } => self.targets6.remove(key),
             Op::ZeroFrontend { id } => {
                 zero(&self.frontend_stats, *id, 1)?;
                 zero(

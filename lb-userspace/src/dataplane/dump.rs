@@ -21,6 +21,8 @@ impl Bpf {
             frontends6: entries(&self.frontends6)?,
             sources4: sources(&self.sources4)?,
             sources6: sources(&self.sources6)?,
+            targets4: entries(&self.targets4)?,
+            targets6: entries(&self.targets6)?,
             ..Dump::default()
         };
         for index in 0..self.addresses.elements() {

@@ -60,7 +60,8 @@ pub(super) fn fix(map: &str) -> &'static str {
     match map {
         "FRONTENDS4" | "FRONTENDS6" | "SERVICES" | "FRONTEND_STATS" | "REASONS" | "ANNOUNCED4"
         | "ANNOUNCED6" => "raise limits.frontends",
-        "BACKENDS" | "MEMBERS" | "SLOTS" | "NEXT_HOPS" | "BACKEND_STATS" => "raise limits.backends",
+        "BACKENDS" | "MEMBERS" | "SLOTS" | "NEXT_HOPS" | "BACKEND_STATS" | "TARGETS4"
+        | "TARGETS6" => "raise limits.backends",
         "FLOWS4" | "FLOWS6" | "HALF_OPEN4" | "HALF_OPEN6" => "raise limits.flows",
         "SOURCES4" | "SOURCES6" => "use fewer or wider sourceRanges",
         _ => "no setting raises it",

@@ -3,13 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use lb_common::{
     abi::{
         Backend, FILTER_WORDS, Frontend, FrontendKey, NextHop, Reason, Region, Service, Settings,
-        SourceKey,
+        SourceKey, TargetKey,
     },
     bytes::{Address, Be16, Mac, V4, V6},
 };
@@ -38,6 +38,8 @@ pub struct Fake {
     /// By address bytes (4 or 16), port and protocol.
     pub frontends: BTreeMap<FrontendName, Frontend>,
     pub sources: BTreeSet<SourceName>,
+    /// By service, address and port: ids of backends.
+    pub targets: BTreeMap<(u32, IpAddr, u16), u32>,
     pub devices: BTreeSet<u32>,
     pub segments: Segments,
     /// By interface index and VIP.
@@ -116,6 +118,22 @@ impl Fake {
         let used = self.announced.keys().filter(same_family).count();
         room(map, used, self.limits.announced())?;
         self.announced.insert((ifindex, address), mac);
+        Ok(())
+    }
+
+    fn insert_target<A: Address>(&mut self, key: &TargetKey<A>, id: u32) -> Result<(), Cause> {
+        let name = target_name(key);
+        let v4 = name.1.is_ipv4();
+        let map = if v4 { "TARGETS4" } else { "TARGETS6" };
+        match self.targets.get(&name) {
+            Some(found) if *found == id => return Ok(()),
+            Some(_) => return Err(Cause::Exists { map }),
+            None => {}
+        }
+        let same_family = |(_, other, _): &&(u32, IpAddr, u16)| other.is_ipv4() == v4;
+        let used = self.targets.keys().filter(same_family).count();
+        room(map, used, self.limits.backend_ids())?;
+        self.targets.insert(name, id);
         Ok(())
     }
 
@@ -231,6 +249,10 @@ impl Dataplane for Fake {
             Op::RemoveSource6 { key, bits } => {
                 self.sources.remove(&SourceName::of(key, *bits));
             }
+            Op::InsertTarget4 { key, id } => self.insert_target(key, *id)?,
+            Op::InsertTarget6 { key, id } => self.insert_target(key, *id)?,
+            Op::RemoveTarget4 { key } => drop(self.targets.remove(&target_name(key))),
+            Op::RemoveTarget6 { key } => drop(self.targets.remove(&target_name(key))),
             Op::ZeroFrontend { id } => {
                 inside("FRONTEND_STATS", limits.frontend_ids(), *id)?;
                 inside(
@@ -309,6 +331,19 @@ impl Dataplane for Fake {
                 }
             }
         }
+        for ((service, address, port), id) in &self.targets {
+            let port = Be16::new(*port);
+            match *address {
+                IpAddr::V4(ip) => {
+                    let key = TargetKey::new(*service, V4::from(ip), port);
+                    dump.targets4.push((key, *id));
+                }
+                IpAddr::V6(ip) => {
+                    let key = TargetKey::new(*service, V6::from(ip), port);
+                    dump.targets6.push((key, *id));
+                }
+            }
+        }
         for (index, value) in &self.services {
             let service = DumpedService {
                 value: *value,
@@ -375,6 +410,10 @@ impl fmt::Display for Fake {
         for (id, value) in &self.next_hops {
             writeln!(f, "next hop {id}: {value:?}")?;
         }
+        for ((service, address, port), id) in &self.targets {
+            let socket = SocketAddr::new(*address, *port);
+            writeln!(f, "target {socket} of service {service}: backend {id}")?;
+        }
         for ifindex in &self.devices {
             writeln!(f, "device {ifindex}")?;
         }
@@ -409,6 +448,14 @@ impl FrontendName {
             protocol: key.protocol,
         }
     }
+}
+
+fn target_name<A: Address>(key: &TargetKey<A>) -> (u32, IpAddr, u16) {
+    (
+        key.service,
+        key.address.to_addr().to_ip(),
+        key.port.to_host(),
+    )
 }
 
 /// Contents of a region; empty if it is not within the map.

@@ -196,12 +196,14 @@ impl<A: Address> std::fmt::Debug for Table<A> {
     }
 }
 
-/// `pass` keeps an entry for UDP only.
+/// `pass` and `dsr` keep an entry for UDP only.
 const fn mode(state: u32) -> Mode {
     if state & flow_state::LOCAL != 0 {
         Mode::Local
     } else if state & flow_state::PASSED != 0 {
         Mode::Pass
+    } else if state & flow_state::SENT != 0 {
+        Mode::Dsr
     } else {
         Mode::Nat
     }

@@ -54,7 +54,7 @@ pub fn service(
                         nat_source(&config.nat.addresses, backend.address).unwrap_or(path.source)
                     }),
                     Mode::Ipip => path.as_ref().map(|path| path.source),
-                    Mode::L2 | Mode::Local | Mode::Pass => None,
+                    Mode::L2 | Mode::Local | Mode::Pass | Mode::Dsr => None,
                 },
                 path,
                 origin: None,

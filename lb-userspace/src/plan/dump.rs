@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Backend, Frontend, FrontendKey, NextHop, Service, Settings, SourceKey},
+    abi::{Backend, Frontend, FrontendKey, NextHop, Service, Settings, SourceKey, TargetKey},
     bytes::{Mac, V4, V6},
 };
 
@@ -30,6 +30,9 @@ pub struct Dump {
     /// Entries of `SOURCES4` and `SOURCES6` with the bits of the client's prefix (the trie's length less 32).
     pub sources4: Vec<(SourceKey<V4>, u32)>,
     pub sources6: Vec<(SourceKey<V6>, u32)>,
+    /// All entries of `TARGETS4` and `TARGETS6`.
+    pub targets4: Vec<(TargetKey<V4>, u32)>,
+    pub targets6: Vec<(TargetKey<V6>, u32)>,
     pub devices: BTreeSet<u32>,
     pub segments: Segments,
     /// Entries of `ANNOUNCED4` and `ANNOUNCED6`, by interface index and VIP.

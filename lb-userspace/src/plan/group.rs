@@ -173,7 +173,7 @@ impl Planner {
         self.release_members(Region(placed.value.members));
         self.pools.services.release(placed.index);
         for member in placed.members.into_values() {
-            self.forget(member, ops);
+            self.forget(placed.index, member, ops);
         }
     }
 

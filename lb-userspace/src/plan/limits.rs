@@ -25,10 +25,10 @@ impl Limits {
     /// object names.
     ///
     /// Arrays have room beyond the limits, so that a change can be built beside what it replaces. The kernel takes the
-    /// memory of all but the frontends and sources when the maps are made: with the default limits 65 MiB for slots,
+    /// memory of all but the frontends, sources and targets when the maps are made: with the default limits 65 MiB for slots,
     /// 64 + 88 MiB for flows (IPv4, IPv6), 19 MiB for half-open flows, 7 MiB for backends and next hops, 3 MiB of
     /// counters for each CPU.
-    pub fn map_sizes(&self) -> [(&'static str, u32); 19] {
+    pub fn map_sizes(&self) -> [(&'static str, u32); 21] {
         [
             ("FRONTENDS4", self.frontend_entries()),
             ("FRONTENDS6", self.frontend_entries()),
@@ -49,6 +49,9 @@ impl Limits {
             ("REASONS", self.frontend_ids() * Reason::COUNT),
             ("ANNOUNCED4", self.announced()),
             ("ANNOUNCED6", self.announced()),
+            // Each names a backend.
+            ("TARGETS4", self.backend_ids()),
+            ("TARGETS6", self.backend_ids()),
         ]
     }
 
@@ -108,7 +111,7 @@ mod tests {
         const MIB: u32 = 1 << 20;
         let limits = Limits::default();
         assert_eq!(limits.slots() * 8 / MIB, 65);
-        assert!((limits.backend_ids() * 48 + NEXT_HOPS * 40) / MIB <= 7);
+        assert!((limits.backend_ids() * 64 + NEXT_HOPS * 40) / MIB <= 7);
         let counters = limits.frontend_ids() * (32 + 8 * Reason::COUNT) + limits.backend_ids() * 16;
         assert!(counters <= 3 * MIB, "{counters}");
     }

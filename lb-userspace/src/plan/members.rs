@@ -53,7 +53,7 @@ impl Planner {
                 }
                 None => (None, None),
             };
-            let member = if let Some(mut member) = kept {
+            let mut member = if let Some(mut member) = kept {
                 let (next_hop, hop) = self.next_hop(backend, ops);
                 if let Some(old) = std::mem::replace(&mut member.hop, hop) {
                     self.next_hops.release(old, &mut self.pools);
@@ -82,8 +82,10 @@ impl Planner {
                     id,
                     value,
                     hop,
+                    named: false,
                 }
             };
+            self.insert_target(placed.index, &mut member, ops);
             if place != Some(*ordinal) {
                 words.push((*ordinal, member.id));
             }
@@ -127,11 +129,12 @@ impl Planner {
             self.link(member, next_hop, state, ops);
         }
         for member in lost {
-            self.forget(member, ops);
+            self.forget(placed.index, member, ops);
         }
     }
 
-    pub(super) fn forget(&mut self, mut member: Member, ops: &mut Vec<Op>) {
+    pub(super) fn forget(&mut self, service: u32, mut member: Member, ops: &mut Vec<Op>) {
+        self.remove_target(service, &member, ops);
         self.link(&mut member, 0, backend_state::DOWN, ops);
         if let Some(hop) = member.hop {
             self.next_hops.release(hop, &mut self.pools);

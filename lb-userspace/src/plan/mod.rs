@@ -22,6 +22,7 @@ mod restore;
 mod segments;
 mod sources;
 pub mod table;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod view;

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use lb_common::{
-    abi::{Backend, Frontend, FrontendKey, NextHop, Segment, Service, Settings, SourceKey},
+    abi::{
+        Backend, Frontend, FrontendKey, NextHop, Segment, Service, Settings, SourceKey, TargetKey,
+    },
     bytes::{Mac, V4, V6},
 };
 
@@ -99,6 +101,21 @@ pub enum Op {
     RemoveSource6 {
         key: SourceKey<V6>,
         bits: u32,
+    },
+    /// A backend of this node, as other nodes name it, with its id.
+    InsertTarget4 {
+        key: TargetKey<V4>,
+        id: u32,
+    },
+    InsertTarget6 {
+        key: TargetKey<V6>,
+        id: u32,
+    },
+    RemoveTarget4 {
+        key: TargetKey<V4>,
+    },
+    RemoveTarget6 {
+        key: TargetKey<V6>,
     },
     /// Zeroes the counters of a frontend id (stats and reasons) before its first use.
     ZeroFrontend {

@@ -106,6 +106,7 @@ mod tests {
                 id: 1,
                 value: Backend::default(),
                 hop: None,
+                named: false,
             };
             (*ordinal, member)
         };

@@ -37,6 +37,8 @@ pub(super) struct Member {
     pub value: Backend,
     /// The next hop that `value` names; None where it names none.
     pub hop: Option<HopKey>,
+    /// Other nodes may send to it: it is in `TARGETS4` or `TARGETS6`.
+    pub named: bool,
 }
 
 /// What the slots say.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Limits, Op, PlanError, ids::Ids, limits::NEXT_HOPS, regions::Regions};
+use super::{
+    Limits, Op, PlanError, ids::Ids, limits::NEXT_HOPS, regions::Regions, targets::TargetName,
+};
 
 #[derive(Debug)]
 pub(super) struct Pools {
@@ -21,6 +23,8 @@ pub(super) struct Pools {
     /// of a removed entry at once, and a packet that still holds the entry reads another key's value.
     removed_frontends: Vec<(std::net::IpAddr, u16, u8)>,
     removed_sources: bool,
+    /// As the frontends.
+    removed_targets: Vec<TargetName>,
 }
 
 impl Pools {
@@ -36,6 +40,7 @@ impl Pools {
             unsettled: false,
             removed_frontends: Vec::new(),
             removed_sources: false,
+            removed_targets: Vec::new(),
         }
     }
 
@@ -66,6 +71,7 @@ impl Pools {
         self.unsettled = false;
         self.removed_frontends.clear();
         self.removed_sources = false;
+        self.removed_targets.clear();
     }
 
     /// Before anything is given out.
@@ -134,6 +140,17 @@ impl Pools {
 
     pub(super) fn before_source(&mut self, ops: &mut Vec<Op>) {
         if self.unsettled || self.removed_sources {
+            self.grace(ops);
+        }
+    }
+
+    pub(super) fn target_removed(&mut self, name: TargetName) {
+        self.removed_targets.push(name);
+    }
+
+    /// Before a target's entry is inserted, as [`Self::before_frontend`].
+    pub(super) fn before_target(&mut self, name: TargetName, ops: &mut Vec<Op>) {
+        if self.unsettled || self.removed_targets.iter().any(|removed| *removed != name) {
             self.grace(ops);
         }
     }

@@ -5,7 +5,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -23,6 +23,7 @@ use super::{
     listing::{Listed, entry_key},
     placed::{Member, MemberKey, Placed, Table},
     sources::source,
+    targets::{self, TargetName, targets},
 };
 use crate::{
     config::{Frontend, Protocol, ServiceName},
@@ -37,6 +38,7 @@ pub(super) struct Orphans {
     placed: Vec<Placed>,
     entries: Vec<EntryKey>,
     sources: Vec<(u32, IpNet)>,
+    targets: Vec<TargetName>,
     /// Ids that no service names and that are not down: an agent that ended between the two left them so, and UDP flows
     /// would stay with them (contract A7.3).
     backends: Vec<u32>,
@@ -58,6 +60,8 @@ impl Planner {
             next_hops,
             sources4,
             sources6,
+            targets4,
+            targets6,
             devices,
             segments,
             announced,
@@ -81,6 +85,7 @@ impl Planner {
             hops: BTreeSet::new(),
             frontends: BTreeMap::new(),
             sources: sources(&sources4, &sources6),
+            targets: targets(&targets4, &targets6),
         };
         let (mut vips, mut ids) = (BTreeSet::new(), BTreeSet::from([0]));
         for (key, value) in &entries {
@@ -115,6 +120,7 @@ impl Planner {
             let strays = nets.iter().map(|net| (*index, *net));
             planner.orphans.sources.extend(strays);
         }
+        planner.orphans.targets = adoption.targets.keys().copied().collect();
         let left = |(id, value): &(&u32, &Backend)| {
             value.state != backend_state::DOWN && !adoption.ids.contains(id)
         };
@@ -151,6 +157,10 @@ impl Planner {
         for (index, net) in orphans.sources {
             ops.push(source(index, net, false));
             self.pools.source_removed();
+        }
+        for name in orphans.targets {
+            ops.push(targets::remove(name));
+            self.pools.target_removed(name);
         }
         self.filter.correct(ops);
     }
@@ -227,6 +237,11 @@ impl Planner {
             adoption.ids.insert(id);
             let hop = adoption.next_hops.get(&value.next_hop);
             let hop = hop.and_then(|hop| self.next_hops.restore(value.next_hop, hop));
+            let target = (index, key.0, key.1);
+            let named = adoption.targets.get(&target) == Some(&id);
+            if named {
+                adoption.targets.remove(&target);
+            }
             if (1..NEXT_HOPS).contains(&value.next_hop) {
                 adoption.hops.insert(value.next_hop);
             }
@@ -237,6 +252,7 @@ impl Planner {
                     id,
                     value,
                     hop,
+                    named,
                 },
             );
         }
@@ -313,6 +329,7 @@ struct Adoption<'a> {
     /// By index, those of adopted services taken out.
     frontends: BTreeMap<u32, BTreeSet<Frontend>>,
     sources: BTreeMap<u32, BTreeSet<IpNet>>,
+    targets: HashMap<TargetName, u32>,
 }
 
 type Entry = lb_common::abi::Frontend;

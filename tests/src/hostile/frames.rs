@@ -9,7 +9,6 @@ use lb_common::{
     pipeline::{self, Scratch, Verdict},
     sim::{Frame, World},
 };
-use lb_userspace::plan::Op;
 
 use super::{input::Input, sound::is_sound};
 use crate::{both, world};
@@ -26,23 +25,21 @@ const ROOM: usize = 128;
 /// MAC and index of the interface that frames come in by, and of the other one.
 const UPLINKS: [([u8; 6], u32); 2] = [([2, 0, 0, 0, 0, 0xa0], 2), ([2, 0, 0, 0, 0, 0xa1], 3)];
 
+const HZ: u32 = 1000;
+
 thread_local! {
     static FRESH: RefCell<(World, Settings)> = RefCell::new(fresh());
 }
 
 /// The world of the other packet tests.
 fn fresh() -> (World, Settings) {
-    let ops = world::ops(1000, UPLINKS);
+    let ops = world::ops(HZ, UPLINKS);
     let mut world = world::simulate(&ops);
     // Made anew for each input: what is zero is as good as not there.
     world.filter.retain(|_, word| *word != 0);
     let (mac, ifindex) = UPLINKS[0];
     both::routes(&mut world, ifindex, mac);
-    let settings = ops.iter().find_map(|op| match op {
-        Op::Settings(settings) => Some(*settings),
-        _ => None,
-    });
-    (world, settings.expect("settings"))
+    (world, world::settings(HZ))
 }
 
 /// Records, each behind a byte that says of what kind.
@@ -205,6 +202,7 @@ impl Path {
                 let backend = Backend {
                     address: address(input),
                     source: address(input),
+                    target: address(input),
                     port: Be16::new(input.u16()),
                     mode: input.u8(),
                     pad: 0,

@@ -56,7 +56,7 @@ fn told(frame: &[u8]) -> (u8, u8, u32, Vec<u8>) {
     (kind, code, u32::from_be_bytes(word), quote)
 }
 
-fn assert_told(outcome: &Outcome, came: &[u8], mtu: u32) {
+pub(super) fn assert_told(outcome: &Outcome, came: &[u8], mtu: u32) {
     assert_eq!(outcome.verdict, Verdict::Transmit);
     assert_eq!(outcome.reason(), Some(Reason::TooBig));
     assert_checksums(&outcome.frame);

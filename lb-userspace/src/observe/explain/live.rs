@@ -12,7 +12,7 @@ use aya::{
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, Bucket, Flow, Fragment, FragmentKey, Frontend,
-        FrontendKey, NextHop, Segment, Service, Settings, SourceKey, Tuple,
+        FrontendKey, NextHop, Segment, Service, Settings, SourceKey, TargetKey, Tuple,
     },
     bytes::{V4, V6},
     tables::FlowTable,
@@ -30,6 +30,7 @@ where
     Flow<A>: Pod,
     FragmentKey<A>: Pod,
     Fragment<A>: Pod,
+    TargetKey<A>: Pod,
 {
     pub(super) frontends: HashMap<MapData, FrontendKey<A>, Frontend>,
     sources: LpmTrie<MapData, SourceKey<A>, u32>,
@@ -37,6 +38,7 @@ where
     half_open: HashMap<MapData, Tuple<A>, Flow<A>>,
     announced: PerCpuHashMap<MapData, AnnouncedKey<A>, Announced>,
     fragments: HashMap<MapData, FragmentKey<A>, Fragment<A>>,
+    pub(super) targets: HashMap<MapData, TargetKey<A>, u32>,
 }
 
 impl<A: 'static> Family<A>
@@ -48,6 +50,7 @@ where
     Flow<A>: Pod,
     FragmentKey<A>: Pod,
     Fragment<A>: Pod,
+    TargetKey<A>: Pod,
 {
     fn open(folder: &Path, version: u8) -> Result<Self, OpenError> {
         let open = |name: &str| format!("{name}{version}");
@@ -58,6 +61,7 @@ where
             half_open: typed(folder, &open("HALF_OPEN"))?,
             announced: typed(folder, &open("ANNOUNCED"))?,
             fragments: typed(folder, &open("FRAGMENTS"))?,
+            targets: typed(folder, &open("TARGETS"))?,
         })
     }
 

@@ -10,7 +10,7 @@ use std::{
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, Bucket, Flow, Fragment, FragmentKey, Frontend,
-        FrontendKey, NextHop, Reason, Segment, Service, Settings, Tuple,
+        FrontendKey, NextHop, Reason, Segment, Service, Settings, TargetKey, Tuple,
     },
     bytes::{Addr, Address as _, V4, V6},
     pipeline::Step,
@@ -168,6 +168,10 @@ macro_rules! family_tables {
                 fragment: &Fragment<$address>,
             ) {
                 self.$fragments.borrow_mut().insert(*key, *fragment);
+            }
+
+            fn target(&self, key: &TargetKey<$address>) -> Option<u32> {
+                self.read(live::found(self.live.$live.targets.get(key, 0)))
             }
 
             fn route(&self, from: u32, _source: $address, destination: $address) -> Route {

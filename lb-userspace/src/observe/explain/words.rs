@@ -276,6 +276,10 @@ impl Names<'_> {
             mode if mode == Mode::Local as u8 => {
                 (Mode::Local.name(), "replies get the VIP on their way out")
             }
+            mode if mode == Mode::Dsr as u8 => (
+                Mode::Dsr.name(),
+                "its node delivers, and replies from there",
+            ),
             mode if mode == Mode::Pass as u8 => (Mode::Pass.name(), "kube-proxy serves it"),
             _ => ("?", "not a mode of this version"),
         };
@@ -394,6 +398,13 @@ const fn why(reason: Reason) -> &'static str {
         }
         Reason::NoLocalBackend => {
             "traffic policy Local, and no backend on this node: another node serves a retry"
+        }
+        Reason::TunnelMalformed => "to the end of the tunnels, and no packet of a tunnel of ours",
+        Reason::TunnelTag => {
+            "its tag is wrong, or made with a key that counts no more: do all nodes have the same keys?"
+        }
+        Reason::TunnelTarget => {
+            "out of a tunnel, for a backend that this node does not have behind that VIP"
         }
     }
 }

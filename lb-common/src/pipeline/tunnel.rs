@@ -1,0 +1,293 @@
+//! `dsr`: Geneve (RFC 8926) between the node that got a client's packet and the one that has its backend. One option names
+//! the backend and carries a tag; the inner packet, without a link header, is the client's as it came.
+//!
+//! ```text
+//! outer IP, UDP     from a port by the flow, to the nodes' own; no checksum (RFC 6935, RFC 6936)
+//! Geneve            version 0, length of the option, protocol 0x0800 or 0x86dd, network identifier 0
+//! option            class 0xff4d (experimental), type 0x81 (critical), length
+//!   4               target port, key id, 0
+//!   8               tag
+//!   4 or 16         target address
+//! ```
+
+use network_types::ip::Ipv6Hdr;
+
+use super::{
+    FamilyScratch, Path, Step, Verdict, classify,
+    encap::{OUTER_TTL, outer4},
+    fragment::{FIRST, FOLLOW},
+    parse::{self, IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout, Odd, UDP, UDP_LEN},
+    steer::{CHOSEN, Chosen, STEER},
+};
+use crate::{
+    abi::{Backend, Reason, TargetKey, Tunnel},
+    bytes::{Addr, Address as _, Be16, V4, V6},
+    hash,
+    packet::{Packet, Shell, Typed},
+    tables::{Budget, FamilyTables, Home, Tables},
+};
+
+/// Bytes of Geneve's fixed header, of an option's, and of ours in front of the target's address.
+const GENEVE: u32 = 8;
+const OPTION: u32 = 4;
+const FIXED: u32 = 12;
+
+/// Class and type of the option, and what it is in a whole word but for its length.
+const CLASS: u32 = 0xff4d;
+const TYPE: u32 = 0x81;
+
+/// Bytes of an address of the inner packet's family.
+const fn address_length(v4: bool) -> u32 {
+    if v4 { 4 } else { 16 }
+}
+
+/// What a packet of `inner` family grows by on its way to a node's address of `outer` family.
+pub(crate) const fn room(outer_v4: bool, inner_v4: bool) -> u32 {
+    let outer = if outer_v4 { IPV4_LEN } else { IPV6_LEN };
+    outer + UDP_LEN + GENEVE + OPTION + FIXED + address_length(inner_v4)
+}
+
+/// What a tunnelled packet says of itself. Aligned for the double words that LLVM copies by.
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(C, align(8))]
+pub(crate) struct Envelope {
+    pub(crate) target: Addr,
+    pub(crate) tag: u64,
+    pub(crate) port: Be16,
+    pub(crate) key: u8,
+    pub(crate) pad: u8,
+    /// EtherType of the inner packet, as loaded.
+    pub(crate) ether_type: u16,
+    pub(crate) pad2: u16,
+}
+
+/// Wraps the packet for the backend's node. `hash`: that of its flow, or 0 where nobody needed one.
+#[inline(always)]
+pub(crate) fn wrap<A: Layout, P: Packet, T: Tables>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &FamilyScratch<A>,
+    backend: &Backend,
+    hash: u64,
+) -> Result<(), Reason> {
+    let parsed = &scratch.parsed;
+    let inner_v4 = A::VERSION == 4;
+    let outer_v4 = backend.address.is_v4();
+    let room = room(outer_v4, inner_v4);
+    // What reaches tc was seen to fit in the driver, and may be several packets in one by now.
+    if path.tables.home() == Home::Xdp && u32::from(parsed.length) + room > scratch.exit.mtu {
+        return Err(Reason::TooBig);
+    }
+    if backend.target.is_v4() != inner_v4 {
+        return Err(Reason::Inconsistent);
+    }
+    path.tables.trace(Step::Rewrite {
+        source: backend.source,
+        source_port: Be16::new(0),
+        destination: backend.address,
+        destination_port: Be16::new(0),
+    });
+    let settings = path.settings;
+    let hash = if hash == 0 {
+        hash::flow(&settings.hash_key, &parsed.tuple)
+    } else {
+        hash
+    };
+    let tunnel = Tunnel(settings.tunnel);
+    let target = A::from_addr(&backend.target);
+    let key = &settings.tag_keys[usize::from(tunnel.key() & 1)];
+    let tag = hash::tag(key, hash, &target, backend.port);
+    let link = parsed.link.length;
+    if !packet.open(link, room, !outer_v4) {
+        return Err(Reason::NoHeadroom);
+    }
+    // Of the dynamic ports (RFC 8926, section 3.3).
+    let from = 0xc000 | (hash >> 50) as u16;
+    let outer = if outer_v4 { IPV4_LEN } else { IPV6_LEN };
+    let datagram = parsed.length + (room - outer) as u16;
+    let body = (FIXED + address_length(inner_v4)) / 4;
+    let ether_type = if inner_v4 { IPV4 } else { IPV6 };
+    let shell = Shell {
+        udp: [from.to_be(), tunnel.port().raw(), datagram.to_be(), 0],
+        geneve: [((1 + body) << 24).to_be() | u32::from(ether_type) << 16, 0],
+        option: (CLASS << 16 | TYPE << 8 | body).to_be(),
+        port: backend.port.raw(),
+        key: tunnel.key(),
+        pad: 0,
+        tag: tag.to_le(),
+    };
+    let written = if outer_v4 {
+        let header = outer4(
+            V4::from_addr(&backend.source),
+            V4::from_addr(&backend.address),
+            parsed.tos,
+            datagram + IPV4_LEN as u16,
+            UDP,
+        );
+        let ether_type = IPV4;
+        packet.write(link - 2, &Typed { ether_type, header })
+    } else {
+        let header = Ipv6Hdr {
+            vcf: (6 << 28 | u32::from(parsed.tos) << 20 | (hash >> 44) as u32).to_be_bytes(),
+            payload_len: datagram.to_be_bytes(),
+            next_hdr: UDP,
+            hop_limit: OUTER_TTL,
+            src_addr: V6::from_addr(&backend.source).to_bytes(),
+            dst_addr: V6::from_addr(&backend.address).to_bytes(),
+        };
+        let ether_type = IPV6;
+        packet.write(link - 2, &Typed { ether_type, header })
+    };
+    let at = link + outer;
+    let behind = at + UDP_LEN + GENEVE + OPTION + FIXED;
+    let named = if inner_v4 {
+        packet.write(behind, &target.word(0))
+    } else {
+        packet.write(behind, &backend.target.0)
+    };
+    if written && packet.write(at, &shell) && named {
+        Ok(())
+    } else {
+        Err(Reason::NoHeadroom)
+    }
+}
+
+/// Takes a packet out of its tunnel: [`classify::ARRIVED`], or the end of one that is none of ours.
+#[inline(never)]
+pub(crate) fn open<A: Layout, P: Packet, T: Tables>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &FamilyScratch<A>,
+    envelope: &mut Envelope,
+) -> u64 {
+    match unwrap(packet, scratch, envelope) {
+        Ok(()) => classify::ARRIVED,
+        Err(reason) => path.end(scratch.frontend.id, reason).pack(),
+    }
+}
+
+/// Reads the packet out of a tunnel: a word of [`classify`], [`STEER`] for a whole one.
+#[inline(never)]
+pub(crate) fn read<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> u64 {
+    let network = parse::link(packet).and_then(|link| {
+        scratch.parsed.link = link;
+        A::network(packet, link.length)
+    });
+    let read = match network {
+        Some(network) => parse::packet(packet, &network, &mut scratch.parsed),
+        None => Err(Odd::Reason(Reason::TunnelMalformed)),
+    };
+    match read {
+        Ok(()) => STEER,
+        Err(Odd::Fragment) => classify::FRAGMENT,
+        Err(Odd::Icmp) => classify::ICMP,
+        Err(Odd::Reason(_)) => path.end(0, Reason::TunnelMalformed).pack(),
+    }
+}
+
+/// Finds the backend that a packet out of a tunnel was sent for: [`CHOSEN`], or [`FOLLOW`] for a later fragment, if it is
+/// here and the sender knew the key. `word`: what reading the packet has led to.
+#[inline(never)]
+pub(crate) fn receive<A: Layout, T: Tables + FamilyTables<A>>(
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    envelope: &Envelope,
+    word: u64,
+) -> u64 {
+    let settings = path.settings;
+    let flow = match word {
+        STEER | FIRST => hash::flow(&settings.hash_key, &scratch.parsed.tuple),
+        FOLLOW => scratch.chosen.hash,
+        // Nothing else is sent to other nodes; what is dropped has been counted.
+        _ if classify::goes_on(word) || !matches!(Verdict::unpack(word), Verdict::Drop(_)) => {
+            return path.end(0, Reason::TunnelTarget).pack();
+        }
+        _ => return word,
+    };
+    let target = A::from_addr(&envelope.target);
+    let key = &settings.tag_keys[usize::from(envelope.key & 1)];
+    let tag = hash::tag(key, flow, &target, envelope.port);
+    if tag != envelope.tag || !Tunnel::accepts(settings.tag_ids, envelope.key) {
+        return path.end(0, Reason::TunnelTag).pack();
+    }
+    if word == FOLLOW {
+        let flow = &scratch.flow;
+        return if flow.destination == target && flow.destination_port == envelope.port {
+            FOLLOW
+        } else {
+            path.end(flow.frontend, Reason::TunnelTarget).pack()
+        };
+    }
+    match classify::claim(path, scratch) {
+        Ok(_) | Err(classify::SHARED) => {}
+        // A tunnel in a tunnel, or no VIP.
+        Err(word) if classify::goes_on(word) => {
+            return path.end(0, Reason::TunnelTarget).pack();
+        }
+        Err(word) => return word,
+    }
+    let frontend = scratch.frontend;
+    let (rate, burst) = (settings.fragment_rate, settings.fragment_burst);
+    if word == FIRST && !path.tables.take(Budget::Fragment, rate, burst) {
+        return path.end(frontend.id, Reason::FragmentLimited).pack();
+    }
+    let key = TargetKey::new(frontend.service, target, envelope.port);
+    match FamilyTables::<A>::target(path.tables, &key) {
+        Some(id) => {
+            scratch.chosen = Chosen {
+                hash: flow,
+                id,
+                pad: 0,
+            };
+            CHOSEN
+        }
+        None => path.end(frontend.id, Reason::TunnelTarget).pack(),
+    }
+}
+
+/// Reads what a packet to this node's end of the tunnels says of itself, and takes its outer headers off.
+#[inline(always)]
+pub(crate) fn unwrap<A: Layout, P: Packet>(
+    packet: &mut P,
+    scratch: &FamilyScratch<A>,
+    envelope: &mut Envelope,
+) -> Result<(), Reason> {
+    let (link, udp) = (scratch.parsed.link.length, scratch.parsed.l4);
+    // Of a packet with options or extension headers in front of the tunnel nobody has heard.
+    if udp != link + A::HEADER {
+        return Err(Reason::TunnelMalformed);
+    }
+    let shell: Shell = packet.read(udp).ok_or(Reason::TunnelMalformed)?;
+    let [geneve, network] = shell.geneve;
+    let inner_v4 = (geneve >> 16) as u16 == IPV4;
+    let body = (FIXED + address_length(inner_v4)) / 4;
+    let ether_type = if inner_v4 { IPV4 } else { IPV6 };
+    let expected = ((1 + body) << 24).to_be() | u32::from(ether_type) << 16;
+    let option = (CLASS << 16 | TYPE << 8 | body).to_be();
+    if geneve != expected || network != 0 || shell.option != option || shell.pad != 0 {
+        return Err(Reason::TunnelMalformed);
+    }
+    let behind = udp + UDP_LEN + GENEVE + OPTION + FIXED;
+    envelope.target = if inner_v4 {
+        let address: u32 = packet.read(behind).ok_or(Reason::TunnelMalformed)?;
+        V4(address).to_addr()
+    } else {
+        Addr(packet.read(behind).ok_or(Reason::TunnelMalformed)?)
+    };
+    envelope.tag = u64::from_le(shell.tag);
+    envelope.port = Be16::from_raw(shell.port);
+    envelope.key = shell.key;
+    envelope.ether_type = ether_type;
+    let room = room(A::VERSION == 4, inner_v4);
+    // What is left is a frame.
+    let whole = packet.length() >= link + room + IPV4_LEN;
+    if whole && packet.close(link, room) && packet.write(link - 2, &ether_type) {
+        Ok(())
+    } else {
+        Err(Reason::TunnelMalformed)
+    }
+}

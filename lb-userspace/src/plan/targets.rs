@@ -1,0 +1,77 @@
+//! Targets: backends of this node, as packets of other nodes name them.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use lb_common::{
+    abi::{Mode, TargetKey},
+    bytes::{Address, Be16, V4, V6},
+};
+
+use super::{Op, Planner, placed::Member};
+
+/// Index of the service, and the backend's address and port.
+pub(super) type TargetName = (u32, IpAddr, u16);
+
+impl Planner {
+    /// Names a backend of this node, once it is written.
+    pub(super) fn insert_target(&mut self, service: u32, member: &mut Member, ops: &mut Vec<Op>) {
+        if member.value.mode != Mode::Local as u8 || member.named {
+            return;
+        }
+        let name = name(service, member);
+        self.pools.before_target(name, ops);
+        ops.push(insert(name, member.id));
+        member.named = true;
+    }
+
+    /// Before the backend's id rests.
+    pub(super) fn remove_target(&mut self, service: u32, member: &Member, ops: &mut Vec<Op>) {
+        if member.named {
+            let name = name(service, member);
+            ops.push(remove(name));
+            self.pools.target_removed(name);
+        }
+    }
+}
+
+const fn name(service: u32, member: &Member) -> TargetName {
+    (service, member.key.0, member.key.1)
+}
+
+fn insert((service, address, port): TargetName, id: u32) -> Op {
+    let port = Be16::new(port);
+    match address {
+        IpAddr::V4(ip) => Op::InsertTarget4 {
+            key: TargetKey::new(service, ip.into(), port),
+            id,
+        },
+        IpAddr::V6(ip) => Op::InsertTarget6 {
+            key: TargetKey::new(service, ip.into(), port),
+            id,
+        },
+    }
+}
+
+pub(super) fn remove((service, address, port): TargetName) -> Op {
+    let port = Be16::new(port);
+    match address {
+        IpAddr::V4(ip) => Op::RemoveTarget4 {
+            key: TargetKey::new(service, ip.into(), port),
+        },
+        IpAddr::V6(ip) => Op::RemoveTarget6 {
+            key: TargetKey::new(service, ip.into(), port),
+        },
+    }
+}
+
+/// What maps hold, by name.
+pub(super) fn targets(
+    v4: &[(TargetKey<V4>, u32)],
+    v6: &[(TargetKey<V6>, u32)],
+) -> HashMap<TargetName, u32> {
+    fn target<A: Address>((key, id): &(TargetKey<A>, u32)) -> (TargetName, u32) {
+        let address = key.address.to_addr().to_ip();
+        ((key.service, address, key.port.to_host()), *id)
+    }
+    v4.iter().map(target).chain(v6.iter().map(target)).collect()
+}

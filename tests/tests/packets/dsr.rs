@@ -1,0 +1,492 @@
+//! `dsr`: what goes through a tunnel to a backend's node, and what comes out of one. The other end is
+//! [`lb_tests::director`].
+
+use anyhow::{Context as _, Result};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use lb_common::{
+    abi::{Reason, Tunnel, backend_state},
+    pipeline::Verdict,
+};
+use lb_tests::{
+    both::{Both, Outcome},
+    datagrams::{self, LINK, Message, fragments, headers, is_v4, reassembled},
+    director::Director,
+    world::{OWN, PEER, TUNNEL_PORT},
+};
+use lb_userspace::dataplane::FlowState;
+
+use super::{
+    Kind, Packet, assert_checksums, ip,
+    local::PASSED,
+    mtu::assert_told,
+    stateful::{answer, ends, state},
+    with_both,
+};
+
+/// Client, frontend of backends elsewhere, frontend of backends here.
+const V4: [&str; 3] = ["198.51.100.8", "192.0.2.17", "192.0.2.15"];
+const V6: [&str; 3] = ["2001:db8:9::1", "2001:db8::17", "2001:db8::15"];
+
+/// A packet of one of them.
+fn packet(client: &str, vip: &str, port: u16, kind: Kind) -> Packet {
+    let to = if kind == Kind::Udp { 53 } else { 80 };
+    Packet::new((client, port), (vip, to), kind)
+}
+
+/// Bytes between the link header and the client's packet.
+fn room(outer_v4: bool, inner_v4: bool) -> usize {
+    (if outer_v4 { 20 } else { 40 }) + 8 + 8 + 4 + 12 + if inner_v4 { 4 } else { 16 }
+}
+
+/// Whether the node of the chosen backend is reached over IPv4.
+fn is_over_v4(outcome: &Outcome) -> bool {
+    outcome.frame[12] == 8
+}
+
+/// The client's packet out of a tunnel, behind the link header of `came`.
+fn unwrapped(outcome: &Outcome, came: &[u8]) -> Vec<u8> {
+    let room = room(is_over_v4(outcome), is_v4(came));
+    let mut inner = came[..LINK].to_vec();
+    inner.extend_from_slice(&outcome.frame[LINK + room..]);
+    inner
+}
+
+/// Every kind of packet that begins something, to backends elsewhere.
+fn sent(
+    both: &mut Both,
+    mut check: impl FnMut(&mut Both, &Packet, &Outcome) -> Result<()>,
+) -> Result<()> {
+    for [client, vip, _] in [V4, V6] {
+        for kind in [Kind::Syn, Kind::Udp] {
+            let mut over = [false; 2];
+            for port in 2000..2040 {
+                let packet = packet(client, vip, port, kind);
+                let outcome = both.run(&packet.frame(both))?;
+                over[usize::from(is_over_v4(&outcome))] = true;
+                check(both, &packet, &outcome)?;
+            }
+            assert_eq!(over, [true; 2], "networks of both families");
+        }
+    }
+    Ok(())
+}
+
+/// Both networks that another node may send by.
+fn directors(both: &Both) -> [Director; 2] {
+    [true, false].map(|outer_v4| Director::new(outer_v4, both.uplinks[0].0))
+}
+
+#[test]
+fn a_backend_elsewhere_is_sent_the_clients_packet_as_it_is() -> Result<()> {
+    with_both(|both| {
+        sent(both, |both, packet, outcome| {
+            let came = packet.frame(both);
+            assert!(matches!(
+                outcome.verdict,
+                Verdict::Transmit | Verdict::Redirect { .. }
+            ));
+            assert_eq!(unwrapped(outcome, &came), came);
+            let outer = SlicedPacket::from_ethernet(&outcome.frame)?;
+            let family = usize::from(!is_over_v4(outcome));
+            let (from, to) = match outer.net.context("network")? {
+                NetSlice::Ipv4(ip) => (
+                    ip.header().source_addr().into(),
+                    ip.header().destination_addr().into(),
+                ),
+                NetSlice::Ipv6(ip) => (
+                    ip.header().source_addr().into(),
+                    ip.header().destination_addr().into(),
+                ),
+                NetSlice::Arp(_) => anyhow::bail!("ARP"),
+            };
+            assert_eq!((from, to), (ip(OWN[family]), ip(PEER[family])));
+            let Some(TransportSlice::Udp(udp)) = outer.transport else {
+                anyhow::bail!("no UDP");
+            };
+            assert_eq!(udp.destination_port(), TUNNEL_PORT);
+            assert!(udp.source_port() >= 0xc000);
+            assert_eq!(udp.checksum(), 0);
+            assert_eq!(
+                usize::from(udp.length()),
+                outcome.frame.len() - LINK - [20, 40][family]
+            );
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn all_of_a_flow_goes_to_one_node_whatever_comes_after() -> Result<()> {
+    with_both(|both| {
+        for [client, vip, _] in [V4, V6] {
+            let mut began = Vec::new();
+            for (port, kind) in
+                (3000..3040).map(|port| (port, if port % 2 == 0 { Kind::Syn } else { Kind::Udp }))
+            {
+                let outcome = both.run(&packet(client, vip, port, kind).frame(both))?;
+                began.push((port, kind, outcome.backend()));
+                assert_eq!(state(both, port)?, Some(FlowState::Half), "{kind:?}");
+            }
+            // Nobody gets new flows.
+            both.set_states_elsewhere(backend_state::AWAY)?;
+            for (port, kind, backend) in began {
+                let kind = if kind == Kind::Syn { Kind::Ack } else { kind };
+                let outcome = both.run(&packet(client, vip, port, kind).frame(both))?;
+                assert_eq!(outcome.backend(), backend);
+                assert!(outcome.frame.len() > packet(client, vip, port, kind).frame(both).len());
+                if kind == Kind::Ack {
+                    assert_eq!(state(both, port)?, Some(FlowState::Established));
+                }
+            }
+            for kind in [Kind::Syn, Kind::Udp] {
+                let new = packet(client, vip, 3100, kind).frame(both);
+                let outcome = both.run(&new)?;
+                assert_eq!((outcome.verdict, outcome.frame), (PASSED, new));
+            }
+            // A UDP flow that passed goes on so; a connection begins anew.
+            both.set_states_elsewhere(backend_state::USABLE)?;
+            let udp = both.run(&packet(client, vip, 3100, Kind::Udp).frame(both))?;
+            assert_eq!(udp.verdict, PASSED);
+            let ack = both.run(&packet(client, vip, 3100, Kind::Ack).frame(both))?;
+            assert_eq!(ack.verdict, Verdict::Pass(Reason::NoFlow));
+            let syn = both.run(&packet(client, vip, 3100, Kind::Syn).frame(both))?;
+            assert!(matches!(
+                syn.verdict,
+                Verdict::Transmit | Verdict::Redirect { .. }
+            ));
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_packet_out_of_a_tunnel_reaches_the_backend_and_is_answered_by_the_vip() -> Result<()> {
+    with_both(|both| {
+        for director in directors(both) {
+            for [client, _, vip] in [V4, V6] {
+                for kind in [Kind::Syn, Kind::Udp] {
+                    let mut arrived = 0;
+                    for port in 4000..4020 {
+                        let asked = packet(client, vip, port, kind);
+                        let came = asked.frame(both);
+                        let Some(sent) = director.send(&came) else {
+                            continue;
+                        };
+                        arrived += 1;
+                        let there = both.run(&sent)?;
+                        assert_eq!(there.verdict, Verdict::Rewritten);
+                        assert_eq!(there.frame.len(), came.len());
+                        assert_checksums(&there.frame);
+                        let (from, to) = ends(&there.frame);
+                        assert_eq!((from.ip(), from.port()), asked.from, "the client's own");
+                        assert_eq!(to.port(), 8080);
+                        let start = headers(&came);
+                        assert_eq!(there.frame[start + 20..], came[start + 20..]);
+
+                        let back = if kind == Kind::Udp {
+                            kind
+                        } else {
+                            Kind::SynAck
+                        };
+                        let reply = answer(&there.frame, back).frame(both);
+                        let left = both.leave(&reply)?;
+                        assert_eq!(left.verdict, Verdict::Rewritten);
+                        assert_checksums(&left.frame);
+                        let (from, to) = ends(&left.frame);
+                        assert_eq!((from.ip(), from.port()), asked.to, "from the VIP");
+                        assert_eq!((to.ip(), to.port()), asked.from);
+                        if kind == Kind::Syn {
+                            let ack = packet(client, vip, port, Kind::Ack).frame(both);
+                            both.run(&director.sent(&ack)?)?;
+                            assert_eq!(state(both, port)?, Some(FlowState::Established));
+                        }
+                    }
+                    assert!(arrived > 3, "{vip}: {arrived}");
+                    both.reset()?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_tunnel_over_vlans_ends_like_any_other() -> Result<()> {
+    const TAGS: [[u8; 4]; 2] = [[0x88, 0xa8, 0, 9], [0x81, 0, 0, 7]];
+    with_both(|both| {
+        for director in directors(both) {
+            for names in [V4, V6] {
+                for kind in [Kind::Syn, Kind::Udp] {
+                    let (_, sent) = arrive(both, &director, names, 5200, kind)?;
+                    let plain = both.run(&sent)?;
+                    for tags in [&TAGS[1..], &TAGS] {
+                        let tagged = both.run(&datagrams::tagged(&sent, tags))?;
+                        assert_eq!(tagged.verdict, Verdict::Rewritten);
+                        assert_eq!(tagged.frame, datagrams::tagged(&plain.frame, tags));
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The first packet of a flow that a director sends here, and what arrived.
+fn arrive(
+    both: &mut Both,
+    director: &Director,
+    [client, _, vip]: [&str; 3],
+    port: u16,
+    kind: Kind,
+) -> Result<(u16, Vec<u8>)> {
+    for port in port..port + 200 {
+        let came = packet(client, vip, port, kind).frame(both);
+        if let Some(sent) = director.send(&came) {
+            return Ok((port, sent));
+        }
+    }
+    anyhow::bail!("no flow is sent here")
+}
+
+#[test]
+fn every_bit_of_a_tunnel_that_is_turned_is_a_drop() -> Result<()> {
+    with_both(|both| {
+        for director in directors(both) {
+            for names in [V4, V6] {
+                let (_, sent) = arrive(both, &director, names, 5000, Kind::Syn)?;
+                let outer = if is_v4(&sent) { 20 } else { 40 };
+                let inner = LINK + room(outer == 20, names == V4);
+                for bit in (LINK + outer + 8) * 8..inner * 8 {
+                    let mut forged = sent.clone();
+                    forged[bit / 8] ^= 1 << (bit % 8);
+                    let outcome = both.run(&forged)?;
+                    assert!(
+                        matches!(outcome.verdict, Verdict::Drop(_)),
+                        "bit {bit}: {outcome:?}"
+                    );
+                }
+                // Cut short, with outer headers that say so.
+                for length in LINK + outer + 8..inner + 20 {
+                    let mut cut = sent[..length].to_vec();
+                    let (at, whole) = if outer == 20 {
+                        (2, length - LINK)
+                    } else {
+                        (4, length - LINK - 40)
+                    };
+                    cut[LINK + at..][..2].copy_from_slice(&(whole as u16).to_be_bytes());
+                    let datagram = (length - LINK - outer) as u16;
+                    cut[LINK + outer + 4..][..2].copy_from_slice(&datagram.to_be_bytes());
+                    let outcome = both.run(&cut)?;
+                    assert!(
+                        matches!(outcome.verdict, Verdict::Drop(_)),
+                        "{length}: {outcome:?}"
+                    );
+                }
+                assert_eq!(both.run(&sent)?.verdict, Verdict::Rewritten);
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn strangers_retired_keys_and_lost_backends_are_dropped_and_counted() -> Result<()> {
+    with_both(|both| {
+        for director in directors(both) {
+            for names in [V4, V6] {
+                let (_, sent) = arrive(both, &director, names, 5000, Kind::Syn)?;
+                let settings = both.settings;
+                let dropped = |both: &mut Both, frame: &[u8], reason| -> Result<()> {
+                    assert_eq!(both.run(frame)?.verdict, Verdict::Drop(reason));
+                    Ok(())
+                };
+                let mut stranger = sent.clone();
+                // The last byte of the outer source.
+                stranger[if is_v4(&sent) { LINK + 15 } else { LINK + 23 }] ^= 4;
+                dropped(both, &stranger, Reason::SourceDenied)?;
+
+                let mut retired = settings;
+                retired.tag_ids = Tunnel::accepted(&[8, 9]);
+                both.set(retired)?;
+                dropped(both, &sent, Reason::TunnelTag)?;
+                let mut other = settings;
+                other.tag_keys = [[1, 2], [3, 4]];
+                both.set(other)?;
+                dropped(both, &sent, Reason::TunnelTag)?;
+                both.set(settings)?;
+
+                // The same packet once more around it.
+                let mut nested = sent.clone();
+                let outer = sent[LINK..LINK + room(is_v4(&sent), names == V4)].to_vec();
+                nested.splice(LINK..LINK, outer);
+                let reason = if is_v4(&sent) == (names == V4) {
+                    Reason::TunnelTag
+                } else {
+                    Reason::TunnelMalformed
+                };
+                dropped(both, &nested, reason)?;
+
+                both.forget_targets()?;
+                dropped(both, &sent, Reason::TunnelTarget)?;
+                both.reset()?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn other_ports_of_a_nodes_address_are_the_hosts() -> Result<()> {
+    with_both(|both| {
+        for family in 0..2 {
+            for (port, kind) in [(22, Kind::Syn), (TUNNEL_PORT, Kind::Syn), (6081, Kind::Udp)] {
+                let frame =
+                    Packet::new((PEER[family], 4000), (OWN[family], port), kind).frame(both);
+                let outcome = both.run(&frame)?;
+                assert_eq!((outcome.verdict, outcome.frame), (Verdict::NotOurs, frame));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A10.5
+#[test]
+fn fragments_go_through_tunnels_behind_their_first() -> Result<()> {
+    with_both(|both| {
+        for [client, vip, _] in [V4, V6] {
+            let whole = packet(client, vip, 6000, Kind::Udp).long_frame(both, 3000);
+            let pieces = fragments(&whole, 77, 1200);
+            let early = both.run(&pieces[1])?;
+            assert_eq!(early.verdict, Verdict::Drop(Reason::FragmentUnknown));
+            let first = both.run(&pieces[0])?;
+            for piece in &pieces {
+                let outcome = both.run(piece)?;
+                assert_eq!(outcome.verdict, first.verdict);
+                assert_eq!(unwrapped(&outcome, piece), *piece);
+                assert_eq!(is_over_v4(&outcome), is_over_v4(&first));
+            }
+        }
+        for director in directors(both) {
+            for names in [V4, V6] {
+                let (port, _) = arrive(both, &director, names, 6100, Kind::Udp)?;
+                let whole = packet(names[0], names[2], port, Kind::Udp).long_frame(both, 3000);
+                let pieces = fragments(&whole, 78, 1200);
+                let sent = pieces
+                    .iter()
+                    .map(|piece| director.sent(piece))
+                    .collect::<Result<Vec<_>>>()?;
+                let early = both.run(&sent[1])?;
+                assert_eq!(early.verdict, Verdict::Drop(Reason::FragmentUnknown));
+                let mut arrived = Vec::new();
+                for frame in &sent {
+                    let outcome = both.run(frame)?;
+                    assert_eq!(outcome.verdict, Verdict::Rewritten);
+                    arrived.push(outcome.frame);
+                }
+                let arrived = reassembled(&arrived);
+                assert_checksums(&arrived);
+                let start = headers(&whole);
+                assert_eq!(arrived[start + 8..], whole[start + 8..], "payload");
+                assert_eq!(ends(&arrived).1.port(), 8080);
+
+                // A tag of another backend, and one with another key.
+                let tag = LINK + room(is_v4(&sent[1]), names == V4);
+                for at in [tag - 1, tag - room(true, names == V4) + 20 + 8 + 8 + 4 + 4] {
+                    let mut forged = sent[1].clone();
+                    forged[at] ^= 1;
+                    let outcome = both.run(&forged)?;
+                    assert_eq!(outcome.verdict, Verdict::Drop(Reason::TunnelTag));
+                }
+                both.reset()?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A10.4
+#[test]
+fn an_error_about_a_reply_goes_through_the_tunnel_to_the_backend() -> Result<()> {
+    with_both(|both| {
+        let error = |both: &Both, about: &[u8], teller: &str| {
+            let (kind, code) = if is_v4(about) { (3, 4) } else { (2, 0) };
+            let message = Message {
+                kind,
+                code,
+                word: 1400,
+            };
+            let macs = [[2, 0, 0, 0, 0, 1], both.uplinks[0].0];
+            datagrams::about(about, macs, ip(teller), message, 128)
+        };
+        for ([client, elsewhere, here], router) in [(V4, "203.0.113.1"), (V6, "2001:db8:77::1")] {
+            // On the node that the router's message comes to.
+            for kind in [Kind::Syn, Kind::Udp] {
+                let asked = packet(client, elsewhere, 7000, kind);
+                let began = both.run(&asked.frame(both))?;
+                let reply = Packet {
+                    from: asked.to,
+                    to: asked.from,
+                    ..asked
+                };
+                let told = error(both, &reply.frame(both), router);
+                let outcome = both.run(&told)?;
+                assert_eq!(outcome.backend(), began.backend());
+                assert_eq!(unwrapped(&outcome, &told), told);
+                // About what nobody sent.
+                let reply = Packet {
+                    to: (asked.from.0, 7001),
+                    ..reply
+                };
+                let told = error(both, &reply.frame(both), router);
+                let outcome = both.run(&told)?;
+                assert_eq!(outcome.verdict, Verdict::Pass(Reason::NoFlow));
+            }
+            // On the backend's.
+            for director in directors(both) {
+                let names = [client, elsewhere, here];
+                let (port, sent) = arrive(both, &director, names, 7100, Kind::Udp)?;
+                let there = both.run(&sent)?;
+                let pod = ends(&there.frame).1;
+                let reply = both.leave(&answer(&there.frame, Kind::Udp).frame(both))?;
+                let told = director.sent(&error(both, &reply.frame, router))?;
+                let came = both.run(&told)?;
+                assert_eq!(came.verdict, Verdict::Rewritten, "{port}");
+                let outer = SlicedPacket::from_ethernet(&came.frame)?;
+                let to: std::net::IpAddr = match outer.net.context("network")? {
+                    NetSlice::Ipv4(ip) => ip.header().destination_addr().into(),
+                    NetSlice::Ipv6(ip) => ip.header().destination_addr().into(),
+                    NetSlice::Arp(_) => anyhow::bail!("ARP"),
+                };
+                assert_eq!(to, pod.ip());
+                assert_checksums(&came.frame);
+                both.reset()?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_fits_no_tunnel_is_told_to_the_client() -> Result<()> {
+    with_both(|both| {
+        for [client, vip, _] in [V4, V6] {
+            let v4 = ip(client).is_ipv4();
+            let mut met = [0; 2];
+            for port in 8000..8040 {
+                let asked = packet(client, vip, port, Kind::Syn);
+                let over_v4 = is_over_v4(&both.run(&asked.frame(both))?);
+                let fits = 1500 - room(over_v4, v4);
+                let headers = if v4 { 40 } else { 60 };
+                let ack = packet(client, vip, port, Kind::Ack);
+                let whole = both.run(&ack.long_frame(both, fits - headers))?;
+                assert_eq!(whole.frame.len(), LINK + 1500);
+                let long = ack.long_frame(both, fits - headers + 1);
+                assert_told(&both.run(&long)?, &long, fits as u32);
+                met[usize::from(over_v4)] += 1;
+            }
+            assert!(met[0] > 3 && met[1] > 3, "{met:?}");
+        }
+        Ok(())
+    })
+}
