@@ -18,6 +18,7 @@ pub mod notify;
 pub mod observe;
 pub mod plan;
 pub mod privileges;
+mod random;
 pub mod reconcile;
 pub mod state;
 pub mod supervise;

@@ -1,6 +1,8 @@
 //! The agent's tasks, their order at the start, and its end. Ending takes nothing out of the kernel: programs, maps and
 //! links are pinned and go on forwarding.
 
+mod followed;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,19 +15,20 @@ use tokio::{
     net::TcpListener,
     runtime,
     signal::unix::{SignalKind, signal},
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc},
     time::{Instant, interval, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
+use self::followed::{Followed, agents, follow_cluster, node_name};
 use crate::{
     announce::{Claim, Packets},
     attach::{self, Clock, Installation},
     cli::{Exit, ExitWith as _, Failure},
-    cluster::{self, events::Warnings},
-    config::{Config, ConfigErrors, HealthCheckPorts},
+    cluster,
+    config::{Config, ConfigErrors},
     dataplane::Bpf,
-    desired::{self, kubernetes::HealthChecks},
+    desired,
     health::{Prober, Tcp},
     memory,
     net::{self, Facts},
@@ -33,8 +36,8 @@ use crate::{
     observe::{self, HealthPorts, MetricsEnd, Socket, SocketError},
     privileges,
     reconcile::{
-        self, About, Announcing, ClusterEnds, DrainFile, Engine, Inputs, Outputs, Reconciler,
-        Replies, Report, Start, TrialFile, Uplinks,
+        self, About, Announcing, DrainFile, Engine, Inputs, Outputs, Reconciler, Replies, Report,
+        Start, TrialFile, Uplinks,
     },
     state::Handle,
 };
@@ -134,11 +137,13 @@ impl Begun<'_> {
 
         let (packets, claims) = announcing(&config)?;
         let node = node_name(&config);
+        let namespace = std::env::var("POD_NAMESPACE").ok();
+        let agents = namespace.as_deref().and_then(agents);
         let Followed {
             changes,
             ends,
             health_ports,
-        } = follow_cluster(&config, &node).await?;
+        } = follow_cluster(&config, &node, namespace).await?;
         let sources = spawn_sources(options, text, checks, &again, claims, changes);
         let (mut inputs, mut outputs, requests) = sources;
         outputs.cluster = ends;
@@ -179,6 +184,7 @@ impl Begun<'_> {
             drains,
             hz,
             node: node.clone(),
+            agents,
         };
         let mut engine = Engine::start(start, dataplane).context("reading the maps")?;
         if installation.replaces().is_some_and(|before| before.bypass) {
@@ -197,6 +203,9 @@ impl Begun<'_> {
         let (report, state) = Report::new(About {
             node,
             cluster: engine.objects().is_some(),
+            keys: engine
+                .objects()
+                .is_some_and(|objects| objects.options().agents.is_some()),
             kernel: rustix::system::uname()
                 .release()
                 .to_string_lossy()
@@ -374,49 +383,6 @@ fn spawn_sources(
         cluster: None,
     };
     (inputs, outputs, requests_in)
-}
-
-/// This host's name, in the cluster its node's.
-fn node_name(config: &Config) -> String {
-    let asked = config.kubernetes.as_ref();
-    let named = asked.and_then(|asked| asked.node.clone());
-    let given = || asked.and_then(|_| std::env::var("NODE_NAME").ok());
-    let host = || {
-        let name = rustix::system::uname();
-        name.nodename().to_string_lossy().into_owned()
-    };
-    named.or_else(given).unwrap_or_else(host)
-}
-
-/// What the cluster tells and is told; nothing where services come from the file.
-struct Followed {
-    changes: mpsc::Receiver<Vec<cluster::facts::Change>>,
-    ends: Option<ClusterEnds>,
-    health_ports: Option<(HealthCheckPorts, watch::Receiver<HealthChecks>, Warnings)>,
-}
-
-async fn follow_cluster(config: &Config, node: &str) -> Result<Followed, Failure> {
-    let (changes_in, changes) = mpsc::channel(16);
-    let mut followed = Followed {
-        changes,
-        ends: None,
-        health_ports: None,
-    };
-    if let Some(asked) = &config.kubernetes {
-        let client = cluster::connect(asked.kubeconfig.as_deref()).await;
-        let client = client.context("kubernetes").exit(Exit::Usage)?;
-        tokio::spawn(cluster::follow(client.clone(), changes_in));
-        let (warnings_in, warnings) = mpsc::channel(WARNINGS);
-        tokio::spawn(cluster::events::record(client, node.to_owned(), warnings));
-        let (checks_in, checks) = watch::channel(HealthChecks::default());
-        followed.ends = Some(ClusterEnds {
-            warnings: Warnings::new(warnings_in.clone()),
-            health_checks: checks_in,
-        });
-        followed.health_ports =
-            Some((asked.health_check_ports, checks, Warnings::new(warnings_in)));
-    }
-    Ok(followed)
 }
 
 /// What announcing needs: sockets, if it is asked for, and what they hear.

@@ -108,7 +108,7 @@ fn is_dying(status: &Status) -> bool {
 
 fn reference(warning: &Warning) -> ObjectReference {
     let api = match warning.kind {
-        Kind::Service | Kind::Node => "v1",
+        Kind::Service | Kind::Node | Kind::Secret => "v1",
         Kind::EndpointSlice => "discovery.k8s.io/v1",
     };
     let namespace = &warning.object.namespace;

@@ -3,6 +3,8 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
+use super::keys::Keys;
+
 /// Namespace and name of an object. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ObjectKey {
@@ -35,16 +37,22 @@ pub enum Kind {
     Service,
     EndpointSlice,
     Node,
+    /// The one of [`super::keys`].
+    Secret,
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::Service, Self::EndpointSlice, Self::Node];
+    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::Secret];
+
+    /// Those without which nothing is known to be gone.
+    pub const SERVED: [Self; 3] = [Self::Service, Self::EndpointSlice, Self::Node];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
+            Self::Secret => "Secret",
         }
     }
 
@@ -54,6 +62,7 @@ impl Kind {
             Self::Service => "services",
             Self::EndpointSlice => "endpointslices",
             Self::Node => "nodes",
+            Self::Secret => "keys",
         }
     }
 
@@ -63,6 +72,7 @@ impl Kind {
             Self::Service => "services",
             Self::EndpointSlice => "endpointslices.discovery.k8s.io",
             Self::Node => "nodes",
+            Self::Secret => "secrets",
         }
     }
 }
@@ -73,6 +83,8 @@ pub enum Object {
     Service(ObjectKey, Service),
     EndpointSlice(ObjectKey, Slice),
     Node(ObjectKey, Node),
+    /// The keys, or why it has none.
+    Secret(ObjectKey, Result<Keys, String>),
 }
 
 /// What a watch tells.
@@ -127,6 +139,8 @@ pub struct Service {
     pub source_ranges_annotation: Option<String>,
     /// 0: none.
     pub health_check_port: i32,
+    /// Annotation `millrace.io/forwarding-mode`.
+    pub forwarding_mode: Option<String>,
 }
 
 /// `spec.ports[]` of a Service. The target port is not ours to read (contract A3.7).
@@ -215,6 +229,8 @@ pub struct Node {
     pub uid: String,
     /// `status.addresses[]` that are addresses.
     pub addresses: Vec<IpAddr>,
+    /// Of these, those of type `InternalIP`: where other nodes reach it.
+    pub internal: Vec<IpAddr>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
     /// It is being deleted, or has the taint `ToBeDeletedByClusterAutoscaler`.

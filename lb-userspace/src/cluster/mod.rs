@@ -3,6 +3,8 @@
 mod connect;
 pub mod events;
 pub mod facts;
+mod keeper;
+pub mod keys;
 mod tell;
 #[cfg(test)]
 mod tests;
@@ -10,4 +12,5 @@ mod trim;
 mod watch;
 
 pub use connect::{ConnectError, connect};
+pub use keeper::keep;
 pub use watch::follow;

@@ -108,8 +108,12 @@ fn why(kind: Kind, error: &watcher::Error) -> String {
     };
     match cause {
         kube::Error::Api(status) if status.code == 403 => format!(
-            "no permission to {verb} {}: apply the ClusterRole of deploy/millrace.yaml ({})",
+            "no permission to {verb} {}: apply the {} of deploy/millrace.yaml ({})",
             kind.resource(),
+            match kind {
+                Kind::Secret => "Role",
+                _ => "ClusterRole",
+            },
             status.message
         ),
         kube::Error::Api(status) if status.code == 401 => {

@@ -1,7 +1,7 @@
 //! The watches against a server that does what no real one does on demand.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     convert::Infallible,
     io,
     sync::{Arc, Mutex},
@@ -14,16 +14,23 @@ use hyper::{
     Request, Response,
     body::{Bytes, Frame},
 };
+use k8s_openapi::ByteString;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 use super::{
     facts::{Change, Kind, Object},
-    follow,
+    follow, keep,
+    keys::{self, Keys},
 };
 
 const SERVICES: &str = "/api/v1/services";
+const SECRETS: &str = "/api/v1/namespaces/millrace-system/secrets";
+const ONE_SECRET: &str = "/api/v1/namespaces/millrace-system/secrets/millrace-keys";
 
 /// What the server does with one request for a path.
 enum Answer {
@@ -40,6 +47,8 @@ enum Answer {
 struct Server {
     answers: Arc<Mutex<HashMap<&'static str, VecDeque<Answer>>>>,
     asked: Arc<Mutex<Vec<String>>>,
+    /// Bodies of the requests.
+    sent: Arc<Mutex<Vec<Bytes>>>,
 }
 
 type Stream = UnsyncBoxBody<Bytes, Infallible>;
@@ -53,7 +62,8 @@ impl Server {
 
     fn answer(&self, request: &Request<Body>) -> io::Result<Response<Stream>> {
         let uri = request.uri();
-        self.asked.lock().unwrap().push(uri.to_string());
+        let asked = format!("{} {uri}", request.method());
+        self.asked.lock().unwrap().push(asked);
         let mut answers = self.answers.lock().unwrap();
         let answer = answers.get_mut(uri.path()).and_then(VecDeque::pop_front);
         let (code, lines, ends) = match answer.unwrap_or(Answer::Watch(Vec::new())) {
@@ -80,14 +90,29 @@ impl Server {
         of_path.cloned().collect()
     }
 
-    fn follow(&self) -> mpsc::Receiver<Vec<Change>> {
+    fn client(&self) -> Client {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
-            let answer = server.answer(&request);
-            async move { answer }
+            let server = server.clone();
+            async move {
+                let answer = server.answer(&request);
+                let whole = request.into_body().collect().await.unwrap().to_bytes();
+                server.sent.lock().unwrap().push(whole);
+                answer
+            }
         });
+        Client::new(service, "default")
+    }
+
+    fn follow(&self) -> mpsc::Receiver<Vec<Change>> {
+        self.follow_with(None)
+    }
+
+    /// With the keys in a namespace.
+    fn follow_with(&self, namespace: Option<&str>) -> mpsc::Receiver<Vec<Change>> {
         let (changes_in, changes) = mpsc::channel(64);
-        tokio::spawn(follow(Client::new(service, "default"), changes_in));
+        let namespace = namespace.map(str::to_owned);
+        tokio::spawn(follow(self.client(), namespace, changes_in));
         changes
     }
 }
@@ -180,9 +205,9 @@ async fn a_streamed_list_is_told_whole_and_then_each_change() {
 
 /// A3.15, A14.1
 #[tokio::test(start_paused = true)]
-async fn nothing_but_services_slices_and_nodes_is_asked_for() {
+async fn nothing_but_services_slices_nodes_and_one_secret_is_asked_for() {
     let server = Server::default();
-    let mut changes = server.follow();
+    let mut changes = server.follow_with(Some("millrace-system"));
     assert!(
         timeout(Duration::from_mins(20), changes.recv())
             .await
@@ -198,11 +223,103 @@ async fn nothing_but_services_slices_and_nodes_is_asked_for() {
         .collect();
     assert!(paths.len() >= 3);
     assert!(
-        paths
-            .iter()
-            .all(|path| ["/services", "/endpointslices", "/nodes"].contains(&path.as_str())),
+        paths.iter().all(
+            |path| ["/services", "/endpointslices", "/nodes", "/secrets"].contains(&path.as_str())
+        ),
         "{paths:?}"
     );
+    let secrets = server.asked("/secrets");
+    assert!(!secrets.is_empty());
+    for uri in secrets {
+        let one = "fieldSelector=metadata.name%3Dmillrace-keys";
+        assert!(uri.starts_with(&format!("GET {SECRETS}?")), "{uri}");
+        assert!(uri.contains(one), "{uri}");
+    }
+    // Who does not know where it is asks for no Secret.
+    let server = Server::default();
+    let mut changes = server.follow();
+    let told = timeout(Duration::from_mins(20), changes.recv()).await;
+    assert!(told.is_ok());
+    assert_eq!(server.asked("/secrets"), [""; 0]);
+}
+
+fn secret(keys: &Keys) -> Value {
+    let data = keys.data().into_iter();
+    let data = data.map(|(name, value)| (name, ByteString(value)));
+    let data: BTreeMap<String, ByteString> = data.collect();
+    json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": {"name": keys::NAME, "namespace": "millrace-system", "resourceVersion": "1"},
+        "data": data,
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_read_from_the_secret() {
+    let keys = Keys::new([1, 2], [3, 4]);
+    let server = Server::with(
+        SECRETS,
+        vec![Answer::Watch(vec![
+            event("ADDED", secret(&keys)),
+            listed(1),
+        ])],
+    );
+    let mut changes = server.follow_with(Some("millrace-system"));
+    let mut told = Vec::new();
+    while !told.contains(&Change::ListEnds(Kind::Secret)) {
+        told.extend(changes.recv().await.unwrap());
+    }
+    let read = told.iter().find_map(|change| match change {
+        Change::Applied(object) => match &**object {
+            Object::Secret(key, keys) => Some((key.to_string(), keys.clone())),
+            _ => None,
+        },
+        _ => None,
+    });
+    let name = "millrace-system/millrace-keys".to_owned();
+    assert_eq!(read, Some((name, Ok(keys))));
+}
+
+/// What a server is asked for by who keeps the keys there, once they are wanted.
+async fn kept(answers: Vec<Answer>) -> (Vec<String>, Vec<Bytes>) {
+    let server = Server::default();
+    for (path, answer) in [ONE_SECRET, SECRETS].into_iter().zip(answers) {
+        server.answers.lock().unwrap().insert(path, [answer].into());
+    }
+    let (wanted_in, wanted) = watch::channel(false);
+    let keeping = tokio::spawn(keep(server.client(), "millrace-system".to_owned(), wanted));
+    tokio::task::yield_now().await;
+    assert_eq!(server.asked("/"), [""; 0], "nobody wants them");
+    wanted_in.send_replace(true);
+    timeout(Duration::from_mins(1), keeping)
+        .await
+        .unwrap()
+        .unwrap();
+    let sent = server.sent.lock().unwrap().clone();
+    (server.asked("/"), sent)
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_made_by_the_first_who_wants_them() {
+    let none = || Answer::Whole(404, status(404, "NotFound", "no such secret"));
+    let made = Answer::Whole(201, secret(&Keys::new([1, 2], [3, 4])));
+    let (asked, sent) = kept(vec![none(), made]).await;
+    assert_eq!(
+        asked,
+        [format!("GET {ONE_SECRET}"), format!("POST {SECRETS}?")]
+    );
+    let body: Value = serde_json::from_slice(&sent[1]).unwrap();
+    let data: BTreeMap<String, ByteString> = serde_json::from_value(body["data"].clone()).unwrap();
+    let keys = Keys::read(
+        data.iter()
+            .map(|(name, value)| (name.as_str(), value.0.as_slice())),
+    );
+    assert_eq!(keys.unwrap().data().len(), 3);
+
+    let there = Answer::Whole(200, secret(&Keys::new([1, 2], [3, 4])));
+    assert_eq!(kept(vec![there]).await.0, [format!("GET {ONE_SECRET}")]);
+    let faster = Answer::Whole(409, status(409, "AlreadyExists", "it is there"));
+    assert_eq!(kept(vec![none(), faster]).await.0.len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,19 +1,22 @@
 //! From API objects to facts: what the contract reads, and nothing else, so that little is kept of each.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use k8s_openapi::{
     api::{
-        core::v1::{Node as ApiNode, Service as ApiService},
+        core::v1::{Node as ApiNode, Secret as ApiSecret, Service as ApiService},
         discovery::v1::EndpointSlice as ApiSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
     jiff::Timestamp,
 };
 
-use super::facts::{
-    Address, Endpoint, Ingress, Kind, Node, Object, ObjectKey, Service, ServicePort, Slice,
-    SlicePort,
+use super::{
+    facts::{
+        Address, Endpoint, Ingress, Kind, Node, Object, ObjectKey, Service, ServicePort, Slice,
+        SlicePort,
+    },
+    keys::Keys,
 };
 
 /// Labels of Services and slices that another proxy serves, or nobody; see [`SELECTOR`].
@@ -27,6 +30,7 @@ pub(super) const SELECTOR: &str =
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const ZONE: &str = "topology.kubernetes.io/zone";
 const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+const FORWARDING_MODE: &str = "millrace.io/forwarding-mode";
 const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
 
@@ -109,6 +113,7 @@ impl Trim for ApiService {
             source_ranges: spec.load_balancer_source_ranges.unwrap_or_default(),
             source_ranges_annotation: annotation(meta, SOURCE_RANGES).map(str::to_owned),
             health_check_port: spec.health_check_node_port.unwrap_or_default(),
+            forwarding_mode: annotation(meta, FORWARDING_MODE).map(str::to_owned),
         };
         Object::Service(key(&self.metadata), fact)
     }
@@ -182,20 +187,41 @@ impl Trim for ApiNode {
     fn trim(self) -> Object {
         let meta = &self.metadata;
         let addresses = self.status.and_then(|status| status.addresses);
+        let addresses: Vec<(String, IpAddr)> = addresses
+            .unwrap_or_default()
+            .into_iter()
+            // Host names are none.
+            .filter_map(|address| Some((address.type_, address.address.parse().ok()?)))
+            .collect();
         let taints = self.spec.and_then(|spec| spec.taints).unwrap_or_default();
         let fact = Node {
             uid: meta.uid.clone().unwrap_or_default(),
-            addresses: addresses
-                .unwrap_or_default()
+            addresses: addresses.iter().map(|(_, ip)| *ip).collect(),
+            internal: addresses
                 .iter()
-                // Host names are none.
-                .filter_map(|address| address.address.parse().ok())
+                .filter(|(kind, _)| kind == "InternalIP")
+                .map(|(_, ip)| *ip)
                 .collect(),
             zone: label(meta, ZONE).map(Into::into),
             leaving: meta.deletion_timestamp.is_some()
                 || taints.iter().any(|taint| taint.key == LEAVING),
         };
         Object::Node(key(&self.metadata), fact)
+    }
+}
+
+impl Trim for ApiSecret {
+    const KIND: Kind = Kind::Secret;
+
+    fn key(&self) -> ObjectKey {
+        key(&self.metadata)
+    }
+
+    fn trim(self) -> Object {
+        let data = self.data.unwrap_or_default();
+        let data = data.iter();
+        let read = Keys::read(data.map(|(name, value)| (name.as_str(), value.0.as_slice())));
+        Object::Secret(key(&self.metadata), read)
     }
 }
 
@@ -352,14 +378,16 @@ mod tests {
             "metadata": {"name": "n1", "labels": {ZONE: "a"}},
             "status": {"addresses": [
                 {"type": "Hostname", "address": "n1"},
+                {"type": "ExternalIP", "address": "198.51.100.1"},
                 {"type": "InternalIP", "address": "192.0.2.1"},
                 {"type": "InternalIP", "address": "2001:db8::1"},
             ]},
         }));
         assert_eq!(
             (read.addresses.len(), read.zone.as_deref(), read.leaving),
-            (2, Some("a"), false)
+            (3, Some("a"), false)
         );
+        assert_eq!(read.internal, read.addresses[1..]);
         let deleted =
             json!({"metadata": {"name": "n1", "deletionTimestamp": "2026-11-21T10:00:00Z"}});
         assert!(node(deleted).leaving);

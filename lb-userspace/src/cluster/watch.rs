@@ -1,4 +1,4 @@
-//! Watches on Services, slices and nodes: lists, then changes, for as long as somebody listens. What the server does not
+//! Watches on Services, slices and nodes, and on the one Secret of ours: lists, then changes, for as long as somebody listens. What the server does not
 //! have (streamed lists), what it forgot (410) and when it is away is dealt with here; what was told stays true for whoever
 //! listens.
 
@@ -6,7 +6,7 @@ use std::{fmt::Debug, pin::pin, time::Duration};
 
 use futures::StreamExt as _;
 use k8s_openapi::api::{
-    core::v1::{Node, Service},
+    core::v1::{Node, Secret, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{
@@ -26,6 +26,7 @@ use tokio::{
 
 use super::{
     facts::Change,
+    keys,
     tell::{Teller, is_refusal},
     trim::{SELECTOR, Trim},
 };
@@ -40,25 +41,30 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Selects nothing.
 const NOTHING: &str = "millrace.io/nothing=at-all";
 
-/// Follows the three kinds; ends when nobody listens any more.
-pub async fn follow(client: Client, changes: mpsc::Sender<Vec<Change>>) {
+/// Follows the three kinds, and the keys in a namespace; ends when nobody listens any more.
+pub async fn follow(client: Client, namespace: Option<String>, changes: mpsc::Sender<Vec<Change>>) {
     let mut kinds = JoinSet::new();
     let selected = || watcher::Config::default().labels(SELECTOR);
-    kinds.spawn(kind::<Service>(client.clone(), selected(), changes.clone()));
-    kinds.spawn(kind::<EndpointSlice>(
-        client.clone(),
-        selected(),
-        changes.clone(),
-    ));
-    kinds.spawn(kind::<Node>(client, watcher::Config::default(), changes));
+    let services: Api<Service> = Api::all(client.clone());
+    kinds.spawn(kind(services, selected(), changes.clone()));
+    let slices: Api<EndpointSlice> = Api::all(client.clone());
+    kinds.spawn(kind(slices, selected(), changes.clone()));
+    let nodes: Api<Node> = Api::all(client.clone());
+    kinds.spawn(kind(nodes, watcher::Config::default(), changes.clone()));
+    if let Some(namespace) = namespace {
+        // The permission is for this one, which the server wants to see in the request.
+        let one = format!("metadata.name={}", keys::NAME);
+        let secrets: Api<Secret> = Api::namespaced(client, &namespace);
+        let one = watcher::Config::default().fields(&one);
+        kinds.spawn(kind(secrets, one, changes));
+    }
     while kinds.join_next().await.is_some() {}
 }
 
-async fn kind<K>(client: Client, config: watcher::Config, changes: mpsc::Sender<Vec<Change>>)
+async fn kind<K>(api: Api<K>, config: watcher::Config, changes: mpsc::Sender<Vec<Change>>)
 where
     K: Trim + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let api: Api<K> = Api::all(client);
     let mut teller = Teller::new(K::KIND);
     let streamed = config.clone().streaming_lists();
     if follow_kind(&api, streamed, &mut teller, &changes).await {
@@ -77,7 +83,7 @@ async fn follow_kind<K>(
 where
     K: Trim + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let events = watcher(api.clone(), config).default_backoff();
+    let events = watcher(api.clone(), config.clone()).default_backoff();
     let mut events = pin!(events.ready_chunks(BATCH));
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -91,7 +97,7 @@ where
                 some.into_iter().flat_map(|event| teller.tell(event)).collect()
             }
             _ = looks.tick(), if teller.is_resuming() => {
-                if !answers(api).await {
+                if !answers(api, &config).await {
                     continue;
                 }
                 teller.found()
@@ -106,10 +112,11 @@ where
 }
 
 /// Whether the server lets us watch.
-async fn answers<K>(api: &Api<K>) -> bool
+async fn answers<K>(api: &Api<K>, config: &watcher::Config) -> bool
 where
     K: Clone + Debug + DeserializeOwned,
 {
-    let params = WatchParams::default().labels(NOTHING).timeout(1);
+    let mut params = WatchParams::default().labels(NOTHING).timeout(1);
+    params.field_selector.clone_from(&config.field_selector);
     api.watch(&params, "0").await.is_ok()
 }

@@ -31,6 +31,9 @@ pub struct Kubernetes {
     pub vip_only_source_ranges: bool,
     /// `healthCheckNodePort`. Default: auto.
     pub health_check_ports: HealthCheckPorts,
+    /// `forwardingMode`: endpoints on other nodes are reached through tunnels (`dsr`), or left to kube-proxy (`pass`); an
+    /// annotation of a Service says otherwise for that one. Default: pass, as it was before there were tunnels.
+    pub dsr: bool,
 }
 
 /// Who answers on the `healthCheckNodePort` of Services.
@@ -89,6 +92,10 @@ impl Kubernetes {
         let ports = map
             .take("healthCheckNodePort")
             .and_then(|at| at.word(&words, faults));
+        let modes = [("dsr", true), ("pass", false)];
+        let dsr = map
+            .take("forwardingMode")
+            .and_then(|at| at.word(&modes, faults));
         map.close(faults);
         Self {
             node: node.map(|node| node.0),
@@ -99,6 +106,7 @@ impl Kubernetes {
             topology_hints,
             vip_only_source_ranges: ranges.unwrap_or_default(),
             health_check_ports: ports.unwrap_or_default(),
+            dsr: dsr.unwrap_or_default(),
         }
     }
 }

@@ -36,6 +36,9 @@ pub const API_VERSION: &str = "config.millrace.io/v1alpha1";
 /// `kind` of the files that this version reads.
 pub const KIND: &str = "MillraceConfiguration";
 
+/// Unassigned by IANA; 6081, Geneve's own, is that of overlay networks.
+const TUNNEL_PORT: u16 = 16_081;
+
 /// Terms of `withoutAgent.after`. The agent gives a sign of life each second, and may be busy with the maps for some.
 const WITHOUT_AGENT: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_hours(720);
 
@@ -49,6 +52,8 @@ pub struct Config {
     /// `withoutAgent.after`: how long after the agent's last sign of life everything passes. Default: never.
     pub without_agent: Option<Duration>,
     pub nat: Nat,
+    /// `tunnel.port`: where the nodes of a cluster take each other's packets, UDP. Default: 16081.
+    pub tunnel_port: u16,
     pub metrics: Metrics,
     pub limits: Limits,
     pub rejects: Rejects,
@@ -172,6 +177,7 @@ impl Config {
             mode
         });
         let nat = Nat::read(map.take("nat"), &mut places, faults);
+        let tunnel_port = read_tunnel(&mut map, faults);
         let metrics = Metrics::read(map.take_map("metrics", faults), faults);
         let limits = Limits::read(map.take("limits"), &mut places, faults);
         let rejects = Rejects::read(map.take_map("rejects", faults), faults);
@@ -209,6 +215,7 @@ impl Config {
             xdp_mode: xdp_mode.unwrap_or_default(),
             without_agent,
             nat,
+            tunnel_port,
             metrics,
             limits,
             rejects,
@@ -242,6 +249,17 @@ fn read_announce(map: &mut Map<'_>, faults: &mut Faults) -> bool {
     let l2 = announce.take("l2").and_then(|l2| l2.boolean(faults));
     announce.close(faults);
     l2.unwrap_or(false)
+}
+
+fn read_tunnel(map: &mut Map<'_>, faults: &mut Faults) -> u16 {
+    let port = map.take_map("tunnel", faults).and_then(|mut tunnel| {
+        let port = tunnel
+            .take("port")
+            .and_then(|at| at.number(1..=u16::MAX.into(), faults));
+        tunnel.close(faults);
+        u16::try_from(port?).ok()
+    });
+    port.unwrap_or(TUNNEL_PORT)
 }
 
 fn read_interfaces(map: &mut Map<'_>, faults: &mut Faults) -> Vec<String> {

@@ -120,7 +120,7 @@ services:
         [
             "lb.yaml:4:13: interfaces: the text \"eth0\" where a list belongs; write it in brackets, as [a, b]",
             "lb.yaml:5:13: xdp.mode: \"fast\" is not known; use native or generic",
-            "lb.yaml:6:1: colour: unknown field; known here: apiVersion, kind, withoutAgent, announce, interfaces, xdp, nat, metrics, limits, rejects, allowNodeAddresses, clusterKey, kubernetes, services",
+            "lb.yaml:6:1: colour: unknown field; known here: apiVersion, kind, withoutAgent, announce, interfaces, xdp, nat, tunnel, metrics, limits, rejects, allowNodeAddresses, clusterKey, kubernetes, services",
             "lb.yaml:9:15: services[0].frontends[0]: \"192.0.2.10:443\" names no protocol; write 192.0.2.10:443/tcp or [2001:db8::10]:443/udp",
             "lb.yaml:9:33: services[0].frontends[1]: \"192.0.2.10:0/tcp\" is not an address with a port; write 192.0.2.10:443/tcp or [2001:db8::10]:443/udp",
             "lb.yaml:11:41: services[0].backends[0].weight: 65536 is out of range; use 0 to 65535",

@@ -57,12 +57,15 @@ pub fn service(
                     Mode::L2 | Mode::Local | Mode::Pass | Mode::Dsr => None,
                 },
                 path,
+                away: false,
+                node_address: None,
                 origin: None,
             }
         })
         .collect();
     Service {
         mode: asked.mode,
+        is_tunnel_end: false,
         affinity: asked.affinity,
         algorithm: asked.algorithm,
         groups: groups

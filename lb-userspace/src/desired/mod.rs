@@ -40,9 +40,11 @@ pub struct Desired {
 /// One service of the config or of the cluster.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
-    /// What it was asked for; each backend has a mode of its own. `local` stands for a service that kube-proxy serves as
-    /// well.
+    /// What it was asked for; each backend has a mode of its own. `local` and `dsr` stand for services that kube-proxy
+    /// serves as well.
     pub mode: Mode,
+    /// It has no backends: it is where packets of other nodes come out of their tunnels.
+    pub is_tunnel_end: bool,
     /// The client's address alone chooses the backend; how long the client is promised it.
     pub affinity: Option<Duration>,
     pub algorithm: Algorithm,
@@ -106,8 +108,12 @@ pub struct Backend {
     pub drain: bool,
     /// By its health check.
     pub down: bool,
-    /// Own address: source of translated packets (`nat`) or of outer headers (`ipip`). None in other modes, or without
-    /// path.
+    /// Nobody on its node takes new flows from here: kube-proxy gets them (`dsr`).
+    pub away: bool,
+    /// Of its node, where tunnels end (`dsr`).
+    pub node_address: Option<IpAddr>,
+    /// Own address: source of translated packets (`nat`) or of outer headers (`ipip`, `dsr`). None in other modes, or
+    /// without path.
     pub source: Option<IpAddr>,
     /// None: nothing leads there, or the stack knows the way (`local`, `pass`).
     pub path: Option<Path>,
@@ -123,13 +129,16 @@ impl Backend {
 
     /// Whether it can answer those that it has.
     const fn serves(&self) -> bool {
-        let by_stack = matches!(self.mode, Mode::Local | Mode::Pass);
+        // Where no path leads to a node, the stack is in between, too.
+        let by_stack = matches!(self.mode, Mode::Local | Mode::Pass | Mode::Dsr);
         !self.down && (self.path.is_some() || by_stack)
     }
 
     /// As the packet path knows it: one of [`backend_state`].
     pub const fn state(&self) -> u32 {
-        if self.usable() {
+        if self.usable() && self.away {
+            backend_state::AWAY
+        } else if self.usable() {
             backend_state::USABLE
         } else if self.serves() {
             backend_state::DRAINING

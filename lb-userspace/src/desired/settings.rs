@@ -1,8 +1,11 @@
 //! What holds for every packet.
 
-use lb_common::abi::{Settings, setting_flag};
+use lb_common::{
+    abi::{Settings, Tunnel, setting_flag},
+    bytes::Be16,
+};
 
-use crate::config::Config;
+use crate::{cluster::keys::Keys, config::Config};
 
 /// New established flows per second and CPU: a bound on what a flood of real clients can push out of the flow tables,
 /// far above what a CPU can establish otherwise.
@@ -13,10 +16,16 @@ const FLOW_RATE: u32 = 2_000_000;
 const FRAGMENT_RATE: u32 = 50_000;
 
 /// The settings of `config`. `hash_key` is the config's key or the one that the agent keeps, `hz` the kernel's jiffies
-/// per second.
-pub fn settings(config: &Config, hash_key: [u64; 2], hz: u32, bypass: bool) -> Settings {
+/// per second. Without `keys` there are no tunnels.
+pub fn settings(
+    config: &Config,
+    hash_key: [u64; 2],
+    keys: Option<&Keys>,
+    hz: u32,
+    bypass: bool,
+) -> Settings {
     let (first, last) = (config.nat.ports.start(), config.nat.ports.end());
-    Settings {
+    let mut settings = Settings {
         hash_key,
         flags: if bypass { setting_flag::BYPASS } else { 0 },
         hz,
@@ -28,5 +37,10 @@ pub fn settings(config: &Config, hash_key: [u64; 2], hz: u32, bypass: bool) -> S
         fragment_rate: FRAGMENT_RATE,
         fragment_burst: FRAGMENT_RATE / 10,
         ..Settings::default()
+    };
+    if let Some(keys) = keys {
+        settings.tunnel = Tunnel::new(Be16::new(config.tunnel_port), keys.current).0;
+        keys.write(&mut settings);
     }
+    settings
 }

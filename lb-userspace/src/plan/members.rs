@@ -47,7 +47,9 @@ impl Planner {
                 Some((place, member)) if same_element(&member.value, backend) => {
                     (Some(place), Some(member))
                 }
-                Some((_, member)) => {
+                Some((_, mut member)) => {
+                    // A name means one backend.
+                    self.remove_target(placed.index, &mut member, ops);
                     lost.push(member);
                     (None, None)
                 }
@@ -134,7 +136,7 @@ impl Planner {
     }
 
     pub(super) fn forget(&mut self, service: u32, mut member: Member, ops: &mut Vec<Op>) {
-        self.remove_target(service, &member, ops);
+        self.remove_target(service, &mut member, ops);
         self.link(&mut member, 0, backend_state::DOWN, ops);
         if let Some(hop) = member.hop {
             self.next_hops.release(hop, &mut self.pools);
@@ -199,9 +201,11 @@ impl Planner {
 
 /// The parts of a backend that stay as long as its id is named.
 fn element(backend: &desired::Backend) -> Backend {
+    let target = backend.node_address.map(|_| backend.address);
     Backend {
-        address: backend.address.into(),
+        address: backend.node_address.unwrap_or(backend.address).into(),
         source: backend.source.map_or(Addr::UNSPECIFIED, Addr::from),
+        target: target.map_or(Addr::UNSPECIFIED, Addr::from),
         port: Be16::new(backend.port),
         mode: backend.mode as u8,
         ..Backend::default()
@@ -211,6 +215,7 @@ fn element(backend: &desired::Backend) -> Backend {
 /// Whether a backend may keep its id. One without path keeps the source that it had.
 pub(super) fn same_element(value: &Backend, backend: &desired::Backend) -> bool {
     let wanted = element(backend);
-    (value.address, value.port, value.mode) == (wanted.address, wanted.port, wanted.mode)
+    (value.address, value.target, value.port, value.mode)
+        == (wanted.address, wanted.target, wanted.port, wanted.mode)
         && (value.source == wanted.source || backend.source.is_none() && backend.path.is_none())
 }

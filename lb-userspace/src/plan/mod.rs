@@ -150,12 +150,26 @@ impl Planner {
         Ok(())
     }
 
-    /// Brings the settings up to date.
+    /// Brings the settings up to date. A tag's key is replaced while no packet is taken for its.
     pub fn settings(&mut self, settings: Settings, ops: &mut Vec<Op>) {
-        if self.settings != Some(settings) {
-            self.settings = Some(settings);
-            ops.push(Op::Settings(settings));
+        if self.settings == Some(settings) {
+            return;
         }
+        if let Some(before) = self.settings.replace(settings) {
+            let replaced = |at: &usize| before.tag_keys[*at] != settings.tag_keys[*at];
+            let replaced = (0..before.tag_keys.len()).filter(replaced);
+            let tag_ids = replaced.fold(before.tag_ids, |ids, at| ids & !(0xffff << (16 * at)));
+            if tag_ids != before.tag_ids {
+                ops.push(Op::Settings(Settings {
+                    tunnel: before.tunnel,
+                    tag_keys: before.tag_keys,
+                    tag_ids,
+                    ..settings
+                }));
+                ops.push(Op::Grace);
+            }
+        }
+        ops.push(Op::Settings(settings));
     }
 
     /// Brings the devices that XDP may send on up to date, by interface index.

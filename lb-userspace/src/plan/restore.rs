@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{
-    abi::{Backend, FrontendKey, NO_OWNER, NextHop, Region, SourceKey, backend_state, owner},
+    abi::{Backend, FrontendKey, Mode, NO_OWNER, NextHop, Region, SourceKey, backend_state, owner},
     bytes::{Address, V4, V6},
 };
 
@@ -226,7 +226,7 @@ impl Planner {
         let mut keys = BTreeSet::new();
         let mut placed_members = BTreeMap::new();
         for (ordinal, id, value) in found {
-            let key: MemberKey = (value.address.to_ip(), value.port.to_host());
+            let key = member_key(&value);
             let unknown = value.generation == 0 || id >= self.limits.backend_ids();
             if unknown || adoption.ids.contains(&id) || !keys.insert(key) {
                 self.pools
@@ -343,6 +343,13 @@ fn entries(
         ((address, key.port.to_host(), key.protocol), *value)
     }
     v4.iter().map(entry).chain(v6.iter().map(entry)).collect()
+}
+
+/// In `dsr` the element's address is that of the backend's node.
+fn member_key(value: &Backend) -> MemberKey {
+    let dsr = value.mode == Mode::Dsr as u8;
+    let address = if dsr { value.target } else { value.address };
+    (address.to_ip(), value.port.to_host())
 }
 
 fn frontend((address, port, protocol): EntryKey) -> Option<Frontend> {

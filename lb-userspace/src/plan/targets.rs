@@ -25,8 +25,8 @@ impl Planner {
     }
 
     /// Before the backend's id rests.
-    pub(super) fn remove_target(&mut self, service: u32, member: &Member, ops: &mut Vec<Op>) {
-        if member.named {
+    pub(super) fn remove_target(&mut self, service: u32, member: &mut Member, ops: &mut Vec<Op>) {
+        if std::mem::take(&mut member.named) {
             let name = name(service, member);
             ops.push(remove(name));
             self.pools.target_removed(name);

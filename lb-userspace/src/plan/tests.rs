@@ -2,6 +2,7 @@
 
 mod hygiene;
 mod random;
+mod tunnels;
 mod watch;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -72,6 +73,8 @@ fn backend(last: u8) -> desired::Backend {
         weight: 100,
         drain: false,
         down: false,
+        away: false,
+        node_address: None,
         source: Some(IpAddr::from([192, 0, 2, 1])),
         path: Some(path(Some(1))),
         origin: None,
@@ -81,6 +84,7 @@ fn backend(last: u8) -> desired::Backend {
 fn service(frontends: &[GroupFrontend], backends: Vec<desired::Backend>) -> Service {
     Service {
         mode: Mode::Nat,
+        is_tunnel_end: false,
         affinity: None,
         algorithm: Algorithm::Rendezvous,
         groups: vec![Group {

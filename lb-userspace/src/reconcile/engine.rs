@@ -18,6 +18,7 @@ mod tests;
 
 use super::paths::{Moved, Paths};
 use crate::{
+    cluster::keys::Keys,
     config::{self, Config, ConfigError, Service, ServiceName},
     dataplane::{ApplyError, Dataplane, DumpError},
     desired::{self, Drains},
@@ -25,6 +26,7 @@ use crate::{
     lease::Lease,
     net::{Facts, Masquerade, Pokes, Update},
     plan::{self, PlanError, Planner},
+    random,
     state::Refused,
 };
 
@@ -80,6 +82,8 @@ pub struct Start {
     pub hz: u32,
     /// This node's name in the cluster.
     pub node: String,
+    /// The agents' own Service, whose endpoints say where they are ready.
+    pub agents: Option<ServiceName>,
 }
 
 /// Why the maps are not as they should be. The next [`Engine::flush`] tries again.
@@ -118,14 +122,20 @@ impl<D: Dataplane> Engine<D> {
             hash_key,
             hz,
             node,
+            agents,
         } = start;
         let dump = dataplane.dump()?;
         let bypass = dump.settings.flags & lb_common::abi::setting_flag::BYPASS != 0;
         let hash_key = match (hash_key, dump.settings.hash_key) {
             (Some(key), _) => key,
-            (None, [0, 0]) => random_key()?,
+            (None, [0, 0]) => random::key()?,
             (None, kept) => kept,
         };
+        let mut cluster = cluster::Cluster::new(&config, &node, agents.as_ref());
+        if let (Some(cluster), Some(keys)) = (&mut cluster, Keys::of(&dump.settings)) {
+            // The server may be away; what it says later counts more.
+            cluster.objects.adopt_keys(keys);
+        }
         let mut engine = Self {
             at: index(&config),
             dirty: config
@@ -134,7 +144,7 @@ impl<D: Dataplane> Engine<D> {
                 .map(|service| service.name.clone())
                 .collect(),
             planner: Planner::new(config.limits, hash_key),
-            cluster: cluster::Cluster::new(&config, &node),
+            cluster,
             config,
             facts,
             health: View::default(),
@@ -471,15 +481,4 @@ fn index(config: &Config) -> HashMap<ServiceName, usize> {
     services
         .map(|(at, service)| (service.name.clone(), at))
         .collect()
-}
-
-fn random_key() -> std::io::Result<[u64; 2]> {
-    let mut bytes = [0; 16];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled +=
-            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
-    }
-    let key = u128::from_ne_bytes(bytes);
-    Ok([(key >> 64) as u64, key as u64])
 }

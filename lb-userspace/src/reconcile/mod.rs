@@ -81,6 +81,8 @@ pub struct Outputs {
 pub struct ClusterEnds {
     pub warnings: Warnings,
     pub health_checks: watch::Sender<HealthChecks>,
+    /// Whether keys are to be made if there are none.
+    pub keys_wanted: watch::Sender<bool>,
 }
 
 /// The agent at work.
@@ -336,6 +338,9 @@ impl<D: Dataplane> Reconciler<D> {
         let Some(ends) = &mut self.outputs.cluster else {
             return;
         };
+        let wanted = self.engine.objects().is_some_and(Objects::wants_keys);
+        ends.keys_wanted
+            .send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
         if let Some((warnings, health_checks)) = self.engine.cluster_news() {
             ends.warnings.set(warnings);
             ends.health_checks.send_replace(health_checks);

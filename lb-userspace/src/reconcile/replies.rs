@@ -166,12 +166,15 @@ mod tests {
             weight: 100,
             drain: false,
             down: false,
+            away: false,
+            node_address: None,
             source: None,
             path: None,
             origin: None,
         });
         Service {
             mode: Mode::Local,
+            is_tunnel_end: false,
             affinity: None,
             algorithm: Algorithm::Rendezvous,
             groups: vec![Group {

@@ -67,6 +67,8 @@ pub struct About {
     pub file: String,
     /// Services come from the cluster.
     pub cluster: bool,
+    /// Keys for tunnels, too.
+    pub keys: bool,
 }
 
 /// Index in `State::sources`.
@@ -89,7 +91,11 @@ impl Report {
             skipped: 0,
             error: None,
         };
-        let kinds: &[Kind] = if about.cluster { &Kind::ALL } else { &[] };
+        let kinds: &[Kind] = match (about.cluster, about.keys) {
+            (false, _) => &[],
+            (true, false) => &Kind::SERVED,
+            (true, true) => &Kind::ALL,
+        };
         let state = State {
             node: about.node,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -181,6 +187,9 @@ impl Report {
             }
             source.objects = objects.count(kind) as u64;
             source.skipped = 0;
+            if kind == Kind::Secret && source.state == SourceState::Synced {
+                source.error = objects.keys_fault().map(str::to_owned);
+            }
         }
         let mut counts: BTreeMap<(Kind, Reason), BTreeSet<&ObjectKey>> = BTreeMap::new();
         self.state.skipped.clear();
@@ -234,7 +243,7 @@ impl Report {
         match result {
             Ok(_) => {
                 apply.applied += 1;
-                apply.whole |= engine.objects().is_none_or(Objects::is_synced);
+                apply.whole |= engine.objects().is_none_or(Objects::is_whole);
                 if !engine.has_unfit() {
                     apply.error = None;
                 }

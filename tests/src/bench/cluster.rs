@@ -73,6 +73,7 @@ fn measure() -> Result<Figures> {
         hash_key: Some([1, 2]),
         hz: 1000,
         node: node(0),
+        agents: None,
     };
     let mut engine = Engine::start(start, maps.installation.dataplane()?)?;
     let (mut report, _state) = Report::new(About {
@@ -80,6 +81,7 @@ fn measure() -> Result<Figures> {
         kernel: String::new(),
         file: "bench.yaml".to_owned(),
         cluster: true,
+        keys: false,
     });
     let empty_kib = machine::anonymous_kib()?;
 

@@ -19,15 +19,13 @@ use super::{
     selection::{Client, Outcome, Policies, Set, outcome, select, set},
     skip::{Reason, Skip, Skips},
     topology::Place,
+    way::Way,
 };
 use crate::{
     cluster::facts::ServicePort,
     config::{Algorithm, Protocol, ServiceName},
-    desired::{
-        Backend, Group, GroupFrontend, GroupKey, Service, check::keeps_manageable,
-        group::nat_source,
-    },
-    net::{Facts, path},
+    desired::{Backend, Group, GroupFrontend, GroupKey, Service, check::keeps_manageable},
+    net::Facts,
 };
 
 /// All endpoints weigh the same: the API has no weights (A4.9).
@@ -36,6 +34,9 @@ const WEIGHT: u16 = 100;
 impl Objects {
     /// A Service as it is to be on this host now, if it asks for frontends; and what of it is left out.
     pub fn service(&self, name: &ServiceName, host: &Facts) -> (Option<Service>, Vec<Skip>) {
+        if self.tunnel_end() == Some(name) {
+            return (Some(self.tunnel()), Vec::new());
+        }
         let Some(known) = self.services.get(name).filter(|known| known.is_of_interest) else {
             return (None, Vec::new());
         };
@@ -55,6 +56,7 @@ impl Objects {
                 }),
             }
         }
+        let dsr = self.is_dsr(&known.fact, &mut skips);
         let ranges = source_ranges(&known.fact, &mut skips);
         if let Some(ranges) = &ranges {
             let families: BTreeSet<bool> = held
@@ -77,7 +79,7 @@ impl Objects {
             let endpoints = joined.entry((port, v4)).or_insert_with(|| {
                 self.candidates(name, &known.fact.ports[port], v4, host, &mut skips)
             });
-            let (backends, outcome) = self.backends(endpoints, key, host);
+            let (backends, outcome) = self.backends(endpoints, key, dsr, host);
             let clients = match &ranges {
                 None => Rule::NoRanges,
                 Some(_) if !key.restricted => Rule::RangesOfVipsOnly,
@@ -109,7 +111,8 @@ impl Objects {
         });
         let service = Service {
             // kube-proxy serves all of it as well.
-            mode: Mode::Local,
+            mode: if dsr { Mode::Dsr } else { Mode::Local },
+            is_tunnel_end: false,
             affinity: affinity(&known.fact),
             algorithm: Algorithm::default(),
             groups: groups.collect(),
@@ -150,6 +153,14 @@ impl Objects {
         let frontend = &asked.frontend;
         let address = frontend.address;
         let nodes = self.is_nodes(asked, host);
+        let tunnel = frontend.port == self.options.tunnel_port;
+        if nodes && tunnel && frontend.protocol == Protocol::Udp {
+            skips.service(
+                Reason::NodeAddressRefused,
+                format!("{frontend}: this port of a node's address is that of the tunnels; use another, or change tunnel.port"),
+            );
+            return Err(Rule::TunnelsPort);
+        }
         if nodes && keeps_manageable(frontend.port) {
             skips.service(
                 Reason::NodeAddressRefused,
@@ -243,6 +254,7 @@ impl Objects {
         &self,
         endpoints: &[Candidate<'_>],
         key: GroupKey,
+        dsr: bool,
         host: &Facts,
     ) -> (Vec<Backend>, Outcome) {
         let place = Place {
@@ -256,7 +268,8 @@ impl Objects {
         let outcome = outcome(selected.indexes.len(), anywhere);
         let backends = endpoints.iter().enumerate().filter_map(|(at, endpoint)| {
             let chosen = selected.rule_of(at, endpoint);
-            let backend = self.backend(endpoint, selected.has(at), chosen, host);
+            let way = self.way(endpoint, dsr, host);
+            let backend = Self::backend(endpoint, selected.has(at), chosen, way);
             // What passes has its flows with kube-proxy. Of UDP flows we know who serves them: they stay with it (A7.1).
             let passed = backend.mode == Mode::Pass && backend.drain;
             let forgotten = passed && (key.protocol != Some(Protocol::Udp) || backend.down);
@@ -265,52 +278,27 @@ impl Objects {
         (backends.collect(), outcome)
     }
 
-    fn backend(
-        &self,
-        endpoint: &Candidate<'_>,
-        selected: bool,
-        chosen: Rule,
-        host: &Facts,
-    ) -> Backend {
+    fn backend(endpoint: &Candidate<'_>, selected: bool, chosen: Rule, way: Way) -> Backend {
         let address = endpoint.address;
-        let (mode, placed) = match endpoint.node {
-            _ if endpoint.local => (Mode::Local, Rule::OnThisNode),
-            Some(_) => (self.elsewhere(address.is_ipv4()), Rule::OnAnotherNode),
-            None => (self.elsewhere(address.is_ipv4()), Rule::OnNoNode),
-        };
-        let path = (mode == Mode::Nat)
-            .then(|| path::resolve(host, address))
-            .flatten();
-        let source = path
-            .as_ref()
-            .and_then(|_| nat_source(&self.options.nat_addresses, address));
         Backend {
             socket: SocketAddr::new(address, endpoint.port),
-            mode,
+            mode: way.mode,
             address,
             port: endpoint.port,
             weight: WEIGHT,
             // Established flows go on until the endpoint leaves its slices (A4.4).
             drain: !selected,
             down: !selected && !endpoint.serving,
-            source,
-            path,
+            away: way.away,
+            node_address: way.node_address,
+            source: way.source,
+            path: way.path,
             origin: Some(Origin {
                 node: endpoint.node.cloned(),
                 zone: endpoint.zone.cloned(),
                 chosen,
-                placed,
+                placed: way.rule,
             }),
         }
-    }
-
-    /// How a backend on another node is reached: `nat` from an own address, else kube-proxy serves it.
-    fn elsewhere(&self, v4: bool) -> Mode {
-        let own = self
-            .options
-            .nat_addresses
-            .iter()
-            .any(|ip| ip.is_ipv4() == v4);
-        if own { Mode::Nat } else { Mode::Pass }
     }
 }

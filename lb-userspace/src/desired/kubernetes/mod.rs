@@ -11,6 +11,7 @@ mod frontends;
 mod health;
 mod objects;
 mod options;
+mod peers;
 mod ranges;
 mod rule;
 mod selection;
@@ -19,6 +20,8 @@ mod skip;
 mod tests;
 mod topology;
 mod triggers;
+mod tunnels;
+mod way;
 mod which;
 
 pub use health::{HealthCheck, HealthChecks};

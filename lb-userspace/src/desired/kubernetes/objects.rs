@@ -14,6 +14,7 @@ use super::{
     health,
     skip::Skips,
     triggers::Triggers,
+    tunnels::Tunnels,
     which::ours,
 };
 use crate::{
@@ -39,6 +40,7 @@ pub struct Objects {
     listing: HashMap<Kind, HashSet<ObjectKey>>,
     synced: BTreeSet<Kind>,
     triggers: Triggers,
+    pub(super) tunnels: Tunnels,
 }
 
 /// A Service and what it asks for.
@@ -66,6 +68,7 @@ impl Objects {
             listing: HashMap::new(),
             synced: BTreeSet::new(),
             triggers: Triggers::default(),
+            tunnels: Tunnels::default(),
         }
     }
 
@@ -92,6 +95,7 @@ impl Objects {
                     Object::Service(key, _) => (Kind::Service, key),
                     Object::EndpointSlice(key, _) => (Kind::EndpointSlice, key),
                     Object::Node(key, _) => (Kind::Node, key),
+                    Object::Secret(key, _) => (Kind::Secret, key),
                 };
                 if let Some(seen) = self.listing.get_mut(&kind) {
                     seen.insert(key.clone());
@@ -104,6 +108,7 @@ impl Objects {
                         self.set_slice(&key, Some(slice), &mut concerned);
                     }
                     Object::Node(key, node) => self.set_node(&key, Some(node), &mut concerned),
+                    Object::Secret(_, keys) => self.set_keys(Some(keys), &mut concerned),
                 }
             }
             Change::Deleted(kind, key) => {
@@ -117,22 +122,27 @@ impl Objects {
             }
             Change::ListEnds(kind) => {
                 if let Some(seen) = self.listing.remove(&kind) {
-                    for gone in self.keys(kind) {
+                    if kind == Kind::Secret && seen.is_empty() {
+                        self.set_keys(None, &mut concerned);
+                    }
+                    for gone in self.objects(kind) {
                         if !seen.contains(&gone) {
                             self.delete(kind, &gone, &mut concerned);
                         }
                     }
                 }
                 self.synced.insert(kind);
+                self.tunnels.told |= kind == Kind::Secret;
             }
+            Change::Lost(Kind::Secret, _) => self.tunnels.told = true,
             Change::Lost(..) | Change::Found(_) => {}
         }
         concerned
     }
 
-    /// Whether all kinds were told whole at least once. What is not known before that may be there all the same.
+    /// Whether all kinds of [`Kind::SERVED`] were told whole at least once. What is not known before that may be there all the same.
     pub fn is_synced(&self) -> bool {
-        self.synced.len() == Kind::ALL.len()
+        Kind::SERVED.iter().all(|kind| self.synced.contains(kind))
     }
 
     pub fn is_kind_synced(&self, kind: Kind) -> bool {
@@ -151,24 +161,24 @@ impl Objects {
             Kind::Service => self.services.len(),
             Kind::EndpointSlice => self.owners.len(),
             Kind::Node => self.nodes.len(),
+            Kind::Secret => usize::from(self.keys().is_some()),
         }
     }
 
-    /// Services of which something is built or told.
+    /// Services of which something is built or told, this node's end of the tunnels among them.
     pub fn names(&self) -> impl Iterator<Item = &ServiceName> {
         let known = self.services.iter();
         let known = known.filter(|(_, known)| known.is_of_interest);
-        known.map(|(name, _)| name)
+        known.map(|(name, _)| name).chain(self.tunnel_end())
     }
 
     /// Whether it asks for frontends.
     pub fn asks(&self, name: &ServiceName) -> bool {
-        self.services
-            .get(name)
-            .is_some_and(|known| !known.asked.is_empty())
+        let known = self.services.get(name);
+        known.is_some_and(|known| !known.asked.is_empty()) || self.tunnel_end() == Some(name)
     }
 
-    fn is_of_interest(&self, name: &ServiceName) -> bool {
+    pub(super) fn is_of_interest(&self, name: &ServiceName) -> bool {
         self.services
             .get(name)
             .is_some_and(|known| known.is_of_interest)
@@ -201,6 +211,8 @@ impl Objects {
                 .and_then(|owner| self.slices.get(owner)?.get(key))
                 .map(|slice| &slice.uid),
             Kind::Node => self.nodes.get(key).map(|node| &node.uid),
+            // Nothing of it is left out.
+            Kind::Secret => None,
         };
         uid.map_or("", String::as_str)
     }
@@ -210,7 +222,7 @@ impl Objects {
         self.nodes.get(&ObjectKey::new("", &self.options.node))
     }
 
-    fn keys(&self, kind: Kind) -> Vec<ObjectKey> {
+    fn objects(&self, kind: Kind) -> Vec<ObjectKey> {
         match kind {
             Kind::Service => self
                 .services
@@ -219,6 +231,8 @@ impl Objects {
                 .collect(),
             Kind::EndpointSlice => self.owners.keys().cloned().collect(),
             Kind::Node => self.nodes.keys().cloned().collect(),
+            // It says nothing while it is away.
+            Kind::Secret => Vec::new(),
         }
     }
 
@@ -227,6 +241,7 @@ impl Objects {
             Kind::Service => self.set_service(key, None, concerned),
             Kind::EndpointSlice => self.set_slice(key, None, concerned),
             Kind::Node => self.set_node(key, None, concerned),
+            Kind::Secret => self.set_keys(None, concerned),
         }
     }
 
@@ -269,8 +284,11 @@ impl Objects {
                 asked,
                 is_of_interest,
             };
+            let asking = (!known.asked.is_empty()).then_some(&known.fact);
+            self.tunnels.note(&name, asking);
             self.services.insert(name, known);
         } else {
+            self.tunnels.note(&name, None);
             self.triggers.take(&name);
         }
         self.spread(moved, concerned);
@@ -330,6 +348,8 @@ impl Objects {
         {
             self.triggers.add(owner, at);
         }
+        let agents = self.options.agents.as_ref();
+        let of_agents = agents.is_some() && (before.as_ref() == agents || owner.as_ref() == agents);
         if let (Some(owner), Some(slice)) = (owner, slice) {
             for address in addresses(&slice) {
                 self.endpoints
@@ -341,6 +361,9 @@ impl Objects {
                 .entry(owner)
                 .or_default()
                 .insert(key.clone(), slice);
+        }
+        if of_agents {
+            self.agents_changed(concerned);
         }
     }
 
@@ -376,6 +399,8 @@ impl Objects {
             (addresses.copied().collect(), zone)
         };
         let (new, new_zone) = said(node.as_ref());
+        let internal = node.as_ref().map_or(&[][..], |node| &node.internal);
+        self.addresses_changed(&key.name, internal, concerned);
         let before = match node {
             Some(node) => self.nodes.insert(key.clone(), node),
             None => self.nodes.remove(key),
@@ -413,6 +438,8 @@ impl Objects {
         for known in services.values_mut() {
             (known.asked, known.is_of_interest) = self.ask(&known.key, &known.fact);
             claims.add(&known.claimant, &known.asked, &mut Concerned::default());
+            let asking = (!known.asked.is_empty()).then_some(&known.fact);
+            self.tunnels.note(&known.claimant.service, asking);
         }
         self.services = services;
         self.claims = claims;

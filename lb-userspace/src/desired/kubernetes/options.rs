@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use crate::config::ServiceName;
+
 /// How the cluster is served.
 #[expect(
     clippy::struct_excessive_bools,
@@ -25,4 +27,10 @@ pub struct Options {
     pub allow_node_addresses: bool,
     /// `nat.addresses`.
     pub nat_addresses: Vec<IpAddr>,
+    /// `kubernetes.forwardingMode`: endpoints on other nodes are reached through tunnels (contract A10.1).
+    pub dsr: bool,
+    /// `tunnel.port`, where nodes take each other's packets, UDP.
+    pub tunnel_port: u16,
+    /// The Service of the agents themselves, which says where they are ready. None: nobody knows.
+    pub agents: Option<ServiceName>,
 }

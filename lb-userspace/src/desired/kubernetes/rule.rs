@@ -21,6 +21,7 @@ pub enum Rule {
     OlderHasIt,
     NodesAddress,
     NodesPort,
+    TunnelsPort,
     NatAddress,
     // Of clients.
     NoRanges,
@@ -45,6 +46,12 @@ pub enum Rule {
     OnThisNode,
     OnAnotherNode,
     OnNoNode,
+    ByTunnel,
+    AgentAway,
+    NoAgent,
+    NoWayThere,
+    NoNodeAddress,
+    NoKeys,
     // Of packets that no endpoint gets.
     NoneAnywhere,
     NoneHere,
@@ -62,6 +69,7 @@ impl Rule {
             Self::OlderHasIt => ("an older Service has it", "A1.8"),
             Self::NodesAddress => ("an address of a node, without allowNodeAddresses", ""),
             Self::NodesPort => ("a port that keeps nodes manageable", ""),
+            Self::TunnelsPort => ("the port of the tunnels, at an address of a node", ""),
             Self::NatAddress => ("one of nat.addresses", ""),
             Self::NoRanges => ("no ranges", "A9.1"),
             Self::Ranges => ("by spec.loadBalancerSourceRanges", "A9.1"),
@@ -82,6 +90,24 @@ impl Rule {
             Self::OnThisNode => ("on this node", "A3.13"),
             Self::OnAnotherNode => ("on another node", "A3.13"),
             Self::OnNoNode => ("on no known node", "A3.12"),
+            Self::ByTunnel => ("on another node, with an agent", "A10.1"),
+            Self::AgentAway => (
+                "on another node, whose agent is not ready: kube-proxy gets new flows",
+                "",
+            ),
+            Self::NoAgent => (
+                "on another node, where no agent was seen: kube-proxy gets new flows",
+                "",
+            ),
+            Self::NoWayThere => (
+                "on another node, and no route leads there: kube-proxy gets new flows",
+                "",
+            ),
+            Self::NoNodeAddress => (
+                "on another node, without an InternalIP of the family of one of this node's",
+                "",
+            ),
+            Self::NoKeys => ("on another node, and without keys for tunnels", ""),
             Self::NoneAnywhere => ("no endpoint anywhere", "A6.1"),
             Self::NoneHere => ("endpoints on other nodes only", "A6.2"),
         }

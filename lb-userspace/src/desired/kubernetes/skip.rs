@@ -31,6 +31,8 @@ pub enum Reason {
     InvalidSourceRange,
     /// VIPs of a family without a source range of that family are closed (contract A9.4).
     SourceRangesLackFamily,
+    /// Annotation `millrace.io/forwarding-mode` names no mode.
+    InvalidForwardingMode,
     /// A map is full (contract A13.5).
     MapsFull,
 }
@@ -47,6 +49,7 @@ impl Reason {
             Self::InvalidEndpoint => "InvalidEndpoint",
             Self::InvalidSourceRange => "InvalidSourceRange",
             Self::SourceRangesLackFamily => "SourceRangesLackFamily",
+            Self::InvalidForwardingMode => "InvalidForwardingMode",
             Self::MapsFull => "MapsFull",
         }
     }

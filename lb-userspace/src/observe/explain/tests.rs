@@ -100,6 +100,7 @@ impl Place {
             hash_key: Some([1, 2]),
             hz: 1000,
             node: "n1".to_owned(),
+            agents: None,
         };
         let mut engine = Engine::start(start, maps).unwrap();
         let node = Node {
@@ -135,6 +136,7 @@ impl Place {
             kernel: String::new(),
             file: "lb.yaml".to_owned(),
             cluster: true,
+            keys: false,
         });
         let flushed = engine.flush();
         report.flushed(&flushed, Duration::ZERO, UNIX_EPOCH, &engine);

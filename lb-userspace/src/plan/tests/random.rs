@@ -40,7 +40,7 @@ fn any_group() -> impl Strategy<Value = Vec<desired::Backend>> {
 fn any_desired() -> impl Strategy<Value = Desired> {
     let owners = proptest::collection::vec(0..10usize, 8);
     let groups = proptest::collection::vec(any_group(), 8);
-    let services = proptest::collection::vec((0..4u8, any::<bool>(), 0..4u8), 4);
+    let services = proptest::collection::vec((0..4u8, any::<bool>(), 0..5u8), 4);
     // A next hop has one neighbour, whoever is behind it.
     let neighbours = proptest::collection::vec(0..3u8, 5);
     (owners, groups, services, neighbours).prop_map(|(owners, mut groups, services, neighbours)| {
@@ -51,7 +51,8 @@ fn any_desired() -> impl Strategy<Value = Desired> {
         }
         let mut desired = Desired::default();
         for (at, (range, affinity, mode)) in services.into_iter().enumerate() {
-            let mode = [Mode::Nat, Mode::Nat, Mode::Ipip, Mode::Local][usize::from(mode)];
+            let modes = [Mode::Nat, Mode::Nat, Mode::Ipip, Mode::Local, Mode::Dsr];
+            let mode = modes[usize::from(mode)];
             let mut service = Service {
                 mode,
                 affinity: affinity.then_some(Duration::from_secs(10)),
@@ -73,7 +74,10 @@ fn any_desired() -> impl Strategy<Value = Desired> {
                         // A third of a cluster's are on another node.
                         let other = mode == Mode::Local && backend.weight % 3 == 1;
                         backend.mode = if other { Mode::Pass } else { mode };
-                        if mode == Mode::Local {
+                        if mode == Mode::Dsr {
+                            on_a_node(backend);
+                        }
+                        if matches!(backend.mode, Mode::Local | Mode::Pass) {
                             (backend.source, backend.path) = (None, None);
                         }
                     }
@@ -91,6 +95,17 @@ fn any_desired() -> impl Strategy<Value = Desired> {
         }
         desired
     })
+}
+
+/// On this node, or on another that may be away.
+fn on_a_node(backend: &mut desired::Backend) {
+    if backend.weight.is_multiple_of(3) {
+        backend.mode = Mode::Local;
+        return;
+    }
+    backend.node_address = Some(IpAddr::from([192, 0, 2, 100 + backend.weight as u8 % 2]));
+    backend.source = Some(IpAddr::from([192, 0, 2, 1]));
+    backend.away = backend.path.is_none() || backend.weight % 5 == 1;
 }
 
 fn service_group(frontends: &[GroupFrontend], backends: Vec<desired::Backend>) -> Group {
@@ -156,6 +171,8 @@ fn damage(fake: &mut crate::dataplane::Fake, (map, at, word): Damage) {
         8 => nth(&mut fake.frontends, at, |value| value.id = small),
         9 => without(&mut fake.services, at),
         10 => without(&mut fake.backends, at),
+        12 => nth(&mut fake.targets, at, |id| *id = small),
+        13 => without(&mut fake.targets, at),
         _ => without(&mut fake.frontends, at),
     }
 }
@@ -168,7 +185,7 @@ proptest! {
         before in any_desired(),
         after in any_desired(),
         same in any::<bool>(),
-        damages in proptest::collection::vec((0..12u8, any::<usize>(), any::<u32>()), 0..12),
+        damages in proptest::collection::vec((0..14u8, any::<usize>(), any::<u32>()), 0..12),
     ) {
         let mut watch = Watch::new(LIMITS);
         step(&mut Planner::new(LIMITS, KEY), &mut watch, &before);

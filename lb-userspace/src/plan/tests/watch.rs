@@ -8,17 +8,17 @@ use std::{
 
 use lb_common::{
     abi::{
-        Backend, Frontend as Entry, Mode, NO_OWNER, NextHop, OWNERS, Region, Service, filter_bit,
-        leaving_bit, owner, service_flag,
+        Backend, Frontend as Entry, Mode, NO_OWNER, NextHop, OWNERS, Region, Service, TargetKey,
+        filter_bit, leaving_bit, owner, service_flag,
     },
-    bytes::{Be16, V4, V6},
+    bytes::{Address, Be16, V4, V6},
 };
 
 use super::super::{Limits, Op, table};
 use super::KEY;
 use crate::{
     dataplane::{Dataplane as _, Fake},
-    desired::Desired,
+    desired::{Backend as Wanted, Desired},
 };
 
 pub(super) struct Watch {
@@ -44,6 +44,15 @@ struct Seen {
     /// Services that entries named.
     services: BTreeSet<u32>,
     removed: Vec<(IpAddr, u16, u8)>,
+    untargeted: Vec<Target>,
+}
+
+/// Service, address and port.
+type Target = (u32, IpAddr, u16);
+
+fn target<A: Address>(key: &TargetKey<A>) -> Target {
+    let address = key.address.to_addr().to_ip();
+    (key.service, address, key.port.to_host())
 }
 
 impl Watch {
@@ -250,8 +259,17 @@ impl Watch {
                 key.port.to_host(),
                 key.protocol,
             )),
+            Op::InsertTarget4 { key, .. } => self.may_name(target(key), ops),
+            Op::InsertTarget6 { key, .. } => self.may_name(target(key), ops),
+            Op::RemoveTarget4 { key } => self.seen.untargeted.push(target(key)),
+            Op::RemoveTarget6 { key } => self.seen.untargeted.push(target(key)),
             _ => {}
         }
+    }
+
+    fn may_name(&self, target: Target, ops: &[Op]) {
+        let mut removed = self.seen.untargeted.iter();
+        assert!(removed.all(|removed| *removed == target), "{ops:#?}");
     }
 
     /// Whether a packet that comes now meets a whole state.
@@ -260,6 +278,18 @@ impl Watch {
             let value = self.fake.services.get(&entry.service);
             let live = value.is_some_and(|value| value.flags & service_flag::LIVE != 0);
             assert!(live && entry.id != 0, "{entry:?} leads nowhere: {ops:#?}");
+        }
+        for ((service, address, port), id) in &self.fake.targets {
+            let backend = self.fake.backends.get(id).copied().unwrap_or_default();
+            assert_eq!(
+                (
+                    backend.address.to_ip(),
+                    backend.port.to_host(),
+                    backend.mode
+                ),
+                (*address, *port, Mode::Local as u8),
+                "target of service {service}: {ops:#?}"
+            );
         }
         let mut owned: BTreeMap<u32, u32> = BTreeMap::new();
         for (index, value) in self.live() {
@@ -322,7 +352,7 @@ impl Watch {
     pub(super) fn holds(&self, desired: &Desired) {
         let fake = &self.fake;
         let (mut frontends, mut vips, mut sources) = (0, BTreeSet::new(), 0);
-        let mut owned = BTreeSet::new();
+        let (mut owned, mut targets) = (BTreeSet::new(), BTreeSet::new());
         for (name, service) in &desired.services {
             for group in &service.groups {
                 let mut indexes = BTreeSet::new();
@@ -342,8 +372,15 @@ impl Watch {
                 assert!(owned.insert(index), "{name}: index {index} twice");
                 let value = fake.services[&index];
                 let flag = |bit: u64| value.flags & bit != 0;
-                assert_eq!(flag(service_flag::FLOWS), service.mode != Mode::Ipip);
-                assert_eq!(flag(service_flag::SHARED), service.mode == Mode::Local);
+                // Once begun, entries are looked for.
+                let away = |one: &Wanted| one.away || one.mode != Mode::Dsr;
+                let entries = match service.mode {
+                    Mode::Dsr => group.backends.iter().any(away) || flag(service_flag::FLOWS),
+                    mode => mode != Mode::Ipip,
+                };
+                assert_eq!(flag(service_flag::FLOWS), entries);
+                let shared = matches!(service.mode, Mode::Local | Mode::Dsr);
+                assert_eq!(flag(service_flag::SHARED), shared);
                 assert_eq!(flag(service_flag::AFFINITY), service.affinity.is_some());
                 assert_eq!(
                     flag(service_flag::SOURCE_RANGES),
@@ -359,6 +396,9 @@ impl Watch {
                     }));
                 }
                 self.holds_backends(value, group);
+                for one in group.backends.iter().filter(|one| one.mode == Mode::Local) {
+                    targets.insert((index, one.address, one.port));
+                }
             }
         }
         assert_eq!(self.entries().count(), frontends);
@@ -366,6 +406,8 @@ impl Watch {
         let markers: BTreeSet<_> = markers.map(|key| key.address).collect();
         assert_eq!(markers, vips);
         assert_eq!(fake.sources.len(), sources);
+        let named: BTreeSet<_> = fake.targets.keys().copied().collect();
+        assert_eq!(named, targets);
         let live = fake.services.values().filter(|value| value.flags != 0);
         assert_eq!(live.count(), owned.len());
     }
@@ -378,8 +420,14 @@ impl Watch {
             let named = (0..members.size()).filter(|ordinal| {
                 let id = fake.members.get(&(members.base() + ordinal)).copied();
                 let found = fake.backends.get(&(id.unwrap_or_default() as u32));
+                let at = |found: &Backend| match backend.node_address {
+                    Some(node) => {
+                        (found.address.to_ip(), found.target.to_ip()) == (node, backend.address)
+                    }
+                    None => found.address.to_ip() == backend.address,
+                };
                 found.is_some_and(|found| {
-                    found.address.to_ip() == backend.address
+                    at(found)
                         && found.port.to_host() == backend.port
                         && found.state == backend.state()
                 })

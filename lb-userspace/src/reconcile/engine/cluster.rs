@@ -34,10 +34,10 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// None where services come from the file. `node`: this node's name.
-    pub(super) fn new(config: &Config, node: &str) -> Option<Self> {
+    /// None where services come from the file. `node`: this node's name; `agents`: the agents' own Service.
+    pub(super) fn new(config: &Config, node: &str, agents: Option<&ServiceName>) -> Option<Self> {
         Some(Self {
-            objects: Objects::new(options(config, node)?),
+            objects: Objects::new(options(config, node, agents)?),
             skips: BTreeMap::new(),
             health_checks: BTreeMap::new(),
             is_news: false,
@@ -45,7 +45,7 @@ impl Cluster {
     }
 }
 
-fn options(config: &Config, node: &str) -> Option<Options> {
+fn options(config: &Config, node: &str, agents: Option<&ServiceName>) -> Option<Options> {
     let asked = config.kubernetes.as_ref()?;
     Some(Options {
         node: node.into(),
@@ -56,6 +56,9 @@ fn options(config: &Config, node: &str) -> Option<Options> {
         vip_only_source_ranges: asked.vip_only_source_ranges,
         allow_node_addresses: config.allow_node_addresses,
         nat_addresses: config.nat.addresses.clone(),
+        dsr: asked.dsr,
+        tunnel_port: config.tunnel_port,
+        agents: agents.cloned(),
     })
 }
 
@@ -64,12 +67,33 @@ impl<D: Dataplane> Engine<D> {
     pub fn cluster(&mut self, changes: Vec<Change>) -> BTreeSet<ServiceName> {
         let mut concerned = BTreeSet::new();
         if let Some(cluster) = &mut self.cluster {
+            let before = (cluster.objects.keys().cloned(), cluster.objects.is_whole());
             for change in changes {
                 concerned.extend(cluster.objects.apply(change));
+            }
+            // An agent is ready by a flush.
+            self.general.dirty |= cluster.objects.is_whole() != before.1;
+            if cluster.objects.keys() != before.0.as_ref() {
+                self.follow_keys();
             }
         }
         self.dirty.extend(concerned.iter().cloned());
         concerned
+    }
+
+    /// The nodes' common keys are others than before.
+    fn follow_keys(&mut self) {
+        self.general.dirty = true;
+        let keys = self.objects().and_then(Objects::keys);
+        let Some(hash) = keys.map(|keys| keys.hash) else {
+            return;
+        };
+        // A key of the config is one that its writer gave to all nodes.
+        if self.config.cluster_key.is_none() && self.general.hash_key != hash {
+            self.general.hash_key = hash;
+            // Every table is another one by this key; what the maps hold becomes its history.
+            self.astray = true;
+        }
     }
 
     /// What is known of the cluster; none where services come from the file.
@@ -140,8 +164,10 @@ impl<D: Dataplane> Engine<D> {
         let groups = service.iter().flat_map(|service| &service.groups);
         let backends = groups.flat_map(|group| &group.backends);
         let routed: HashSet<IpAddr> = backends
-            .filter(|backend| backend.mode == Mode::Nat)
-            .map(|backend| backend.address)
+            .filter_map(|backend| match backend.mode {
+                Mode::Nat => Some(backend.address),
+                _ => backend.node_address,
+            })
             .collect();
         let mut moved = Moved::default();
         self.paths.assign(name, routed, &self.facts, &mut moved);
@@ -211,8 +237,9 @@ impl<D: Dataplane> Engine<D> {
         let Some(cluster) = &mut self.cluster else {
             return;
         };
-        let node = Arc::clone(&cluster.objects.options().node);
-        let Some(options) = options(&self.config, &node) else {
+        let before = cluster.objects.options();
+        let (node, agents) = (Arc::clone(&before.node), before.agents.clone());
+        let Some(options) = options(&self.config, &node, agents.as_ref()) else {
             return;
         };
         let before: Vec<_> = cluster.objects.names().cloned().collect();

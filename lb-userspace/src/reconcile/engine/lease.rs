@@ -8,6 +8,7 @@ use super::Engine;
 use crate::{
     dataplane::{ApplyError, Dataplane},
     desired,
+    desired::kubernetes::Objects,
     lease::{Ended, Left},
     plan::Op,
     state::Bypass,
@@ -19,6 +20,7 @@ impl<D: Dataplane> Engine<D> {
         let mut settings = desired::settings(
             &self.config,
             self.general.hash_key,
+            self.objects().and_then(Objects::keys),
             self.general.hz,
             self.general.bypass,
         );

@@ -5,32 +5,48 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use lb_common::abi::{Mode, Region, service_flag};
+use lb_common::{
+    abi::{Mode, Region, Tunnel, backend_state, service_flag},
+    bytes::Be16,
+};
 
 use super::*;
 use crate::{
-    cluster::facts::{
-        self, Address, Change, Endpoint, Ingress, Kind, Object, ObjectKey, ServicePort, Slice,
-        SlicePort,
+    cluster::{
+        facts::{
+            self, Address, Change, Endpoint, Ingress, Kind, Object, ObjectKey, ServicePort, Slice,
+            SlicePort,
+        },
+        keys::Keys,
     },
     dataplane::Fake,
+    net::sample,
     reconcile::{About, Report},
 };
 
 const LIMITS: &str = "limits: {frontends: 2048, backends: 4096, flows: 16}";
 
+fn text(kubernetes: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: config.millrace.io/v1alpha1\nkind: MillraceConfiguration\n{kubernetes}\n{rest}\n"
+    )
+}
+
 fn start(rest: &str, maps: Fake) -> Engine<Fake> {
-    let text = format!(
-        "apiVersion: config.millrace.io/v1alpha1\nkind: MillraceConfiguration\nkubernetes: {{}}\n{rest}\n"
-    );
+    start_as("kubernetes: {}", rest, None, maps)
+}
+
+fn start_as(kubernetes: &str, rest: &str, agents: Option<&str>, maps: Fake) -> Engine<Fake> {
+    let text = text(kubernetes, rest);
     let config = Config::parse(&text, "lb.yaml").unwrap_or_else(|errors| panic!("{errors}"));
     let start = Start {
         config,
         facts: Facts::default(),
         drains: Drains::default(),
-        hash_key: Some([1, 2]),
+        hash_key: agents.is_none().then_some([1, 2]),
         hz: 1000,
         node: "n1".to_owned(),
+        agents: agents.map(|name| name.parse().unwrap()),
     };
     Engine::start(start, maps).unwrap()
 }
@@ -244,6 +260,7 @@ fn the_time_from_trigger_to_maps_is_that_of_changes_after_the_first_lists() {
         kernel: String::new(),
         file: "lb.yaml".to_owned(),
         cluster: true,
+        keys: false,
     });
     let mut counted = |engine: &mut Engine<Fake>, now_ms: i64| {
         let flushed = engine.flush();
@@ -329,4 +346,119 @@ fn one_change_among_a_thousand_services_plans_one() {
         ["default/s7"]
     );
     assert!(one.ops < 20, "{}", one.ops);
+}
+
+fn keys(hash: u64, tag: u64) -> Change {
+    let keys = Keys::new([hash; 2], [tag; 2]);
+    Change::Applied(Box::new(Object::Secret(key("millrace-keys"), Ok(keys))))
+}
+
+/// Two nodes, the second with an agent, and an endpoint of `web` on each.
+fn two_nodes() -> Vec<Change> {
+    let node = |name: &str, address: [u8; 4]| {
+        let fact = facts::Node {
+            addresses: vec![address.into()],
+            internal: vec![address.into()],
+            ..facts::Node::default()
+        };
+        Change::Applied(Box::new(Object::Node(ObjectKey::new("", name), fact)))
+    };
+    let endpoint = |address: &str, node: &str| Endpoint {
+        address: Address::read(address),
+        node: Some(node.into()),
+        ..Endpoint::default()
+    };
+    let slice = |of: &str, endpoints: Vec<Endpoint>| {
+        let Change::Applied(mut object) = slice(of, &[]) else {
+            panic!("no slice");
+        };
+        if let Object::EndpointSlice(_, slice) = &mut *object {
+            slice.endpoints = endpoints;
+        }
+        Change::Applied(object)
+    };
+    let mut told = told(
+        vec![service("web", "203.0.113.10")],
+        vec![
+            slice(
+                "web",
+                vec![endpoint("10.1.0.1", "n1"), endpoint("10.1.0.2", "n2")],
+            ),
+            slice("millrace", vec![endpoint("192.0.2.2", "n2")]),
+        ],
+    );
+    told.push(node("n1", [192, 0, 2, 1]));
+    told.push(node("n2", [192, 0, 2, 2]));
+    told
+}
+
+/// Of a backend on another node: how it stands in the maps.
+fn sent_to(engine: &mut Engine<Fake>) -> Option<(IpAddr, u32)> {
+    let backends = &engine.dataplane_mut().backends;
+    let mut sent = backends.values().filter(|one| one.mode == Mode::Dsr as u8);
+    sent.next().map(|one| (one.address.to_ip(), one.state))
+}
+
+#[test]
+fn keys_open_tunnels_and_outlive_the_agent_and_the_server() {
+    let start = |maps: Fake| {
+        let dsr = "kubernetes: {forwardingMode: dsr}";
+        let mut engine = start_as(dsr, LIMITS, Some("default/millrace"), maps);
+        let host = sample::host(&[("192.0.2.1/24", true)]);
+        engine.network(vec![Update::All(Box::new(host))]);
+        engine
+    };
+    let config = Config::parse(&text("kubernetes: {}", LIMITS), "lb.yaml").unwrap();
+    let mut first = start(Fake::new(config.limits));
+    first.cluster(two_nodes());
+    assert!(
+        !first.objects().unwrap().is_whole(),
+        "keys were not told of"
+    );
+    first.flush().unwrap();
+    assert_eq!(
+        (sent_to(&mut first), first.dataplane_mut().settings.tunnel),
+        (None, 0)
+    );
+    let tables = first.dataplane_mut().slots.clone();
+
+    first.cluster(listed(Kind::Secret, vec![keys(5, 6)]));
+    assert!(first.objects().unwrap().is_whole());
+    first.flush().unwrap();
+    let settings = first.dataplane_mut().settings;
+    assert_eq!(settings.hash_key, [5; 2], "that of all nodes");
+    assert_eq!(settings.tag_keys[0], [6; 2]);
+    assert_eq!(settings.tunnel, Tunnel::new(Be16::new(16_081), 0).0);
+    assert_ne!(first.dataplane_mut().slots, tables, "by the new key");
+    let node = IpAddr::from([192, 0, 2, 2]);
+    assert_eq!(sent_to(&mut first), Some((node, backend_state::USABLE)));
+    let ends = |engine: &mut Engine<Fake>| {
+        let frontends = engine.dataplane_mut().frontends.keys();
+        frontends.filter(|key| key.port == 16_081).count()
+    };
+    assert_eq!(
+        (ends(&mut first), first.dataplane_mut().targets.len()),
+        (1, 1)
+    );
+    let before = first.dataplane_mut().clone();
+
+    // The next agent finds no server at first, then no Secret.
+    let mut second = start(first.into_dataplane());
+    second.flush().unwrap();
+    assert_eq!(second.dataplane_mut().settings, before.settings);
+    second.cluster(two_nodes());
+    second.cluster(vec![Change::Lost(Kind::Secret, "away".to_owned())]);
+    assert!(second.objects().unwrap().is_whole());
+    second.flush().unwrap();
+    second.cluster(listed(Kind::Secret, Vec::new()));
+    second.flush().unwrap();
+    assert_eq!(second.dataplane_mut().backends, before.backends);
+    assert_eq!(second.dataplane_mut().settings, before.settings);
+    assert_eq!(ends(&mut second), 1);
+
+    // Other keys for tags leave everything else as it is.
+    second.cluster(vec![keys(5, 7)]);
+    let flushed = second.flush().unwrap();
+    assert!(flushed.services.is_empty());
+    assert_eq!(second.dataplane_mut().settings.tag_keys[0], [7; 2]);
 }

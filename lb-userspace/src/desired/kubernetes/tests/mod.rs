@@ -2,6 +2,7 @@
 //! reads them).
 
 mod backends;
+mod forwarding;
 mod frontends;
 mod hygiene;
 mod order;
@@ -48,6 +49,9 @@ pub(super) fn options() -> Options {
         vip_only_source_ranges: false,
         allow_node_addresses: false,
         nat_addresses: Vec::new(),
+        dsr: false,
+        tunnel_port: 16_081,
+        agents: Some(name("millrace")),
     }
 }
 
@@ -141,6 +145,7 @@ pub(super) fn node(addresses: &[&str], zone: Option<&str>) -> Node {
     Node {
         uid: "uid-node".into(),
         addresses: addresses.iter().map(|text| ip(text)).collect(),
+        internal: addresses.iter().map(|text| ip(text)).collect(),
         zone: zone.map(Into::into),
         leaving: false,
     }
