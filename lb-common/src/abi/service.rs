@@ -34,9 +34,6 @@ pub mod service_flag {
     pub const DROP: u64 = 1 << 5;
     /// It is this node's end of the tunnels: its frontends are own addresses, its source ranges are the other nodes'.
     pub const TUNNEL: u64 = 1 << 6;
-    /// It was without [`FLOWS`] before: a TCP connection without an entry may be one that began then and goes on to a
-    /// backend of another node (`dsr`).
-    pub const UNTRACKED: u64 = 1 << 7;
 }
 
 /// A power-of-two run of array elements in one word: base (32 bits), log2 of the size (8), generation (24).

@@ -108,7 +108,7 @@ impl Planner {
             });
             value.members = region.0;
         }
-        value.flags = flags(service, group, old.flags);
+        value.flags = flags(service, group);
         let old_table = Region(old.table);
         if let Some(words) = &draft.slots {
             value.table = slots
@@ -313,33 +313,23 @@ impl Planner {
     }
 }
 
-/// Flags of a service that had `before`.
-fn flags(service: &desired::Service, group: &desired::Group, before: u64) -> u64 {
+fn flags(service: &desired::Service, group: &desired::Group) -> u64 {
     let ranges = group.source_ranges.is_some();
     let always = service_flag::LIVE | flag(service_flag::SOURCE_RANGES, ranges);
     if service.is_tunnel_end {
         return always | service_flag::TUNNEL;
     }
+    // By the service's own mode, too: flows outlive the last of its backends.
     let has = |modes: &[Mode]| {
         let mut all = group.backends.iter().map(|backend| backend.mode);
         modes.contains(&service.mode) || all.any(|mode| modes.contains(&mode))
     };
-    // By the service's own mode, too, and once begun for good: flows outlive the last backend that wanted them.
-    let entries = has(&[Mode::Nat, Mode::Local, Mode::Pass])
-        || group.backends.iter().any(|backend| backend.away)
-        || before & service_flag::FLOWS != 0 && service.mode == Mode::Dsr;
-    let untracked = before & service_flag::UNTRACKED != 0
-        || entries && before & (service_flag::LIVE | service_flag::FLOWS) == service_flag::LIVE;
+    // What kube-proxy serves as well is looked for, whatever its backends are now: connections that passed while a node was
+    // away, or that a backend keeps while it drains, are known by their entries alone.
+    let shared = has(&[Mode::Local, Mode::Pass, Mode::Dsr]);
     always
-        | flag(service_flag::FLOWS, entries)
-        | flag(
-            service_flag::UNTRACKED,
-            untracked && service.mode == Mode::Dsr,
-        )
-        | flag(
-            service_flag::SHARED,
-            has(&[Mode::Local, Mode::Pass, Mode::Dsr]),
-        )
+        | flag(service_flag::FLOWS, shared || has(&[Mode::Nat]))
+        | flag(service_flag::SHARED, shared)
         | flag(service_flag::AFFINITY, service.affinity.is_some())
         | flag(service_flag::DROP, group.drop)
 }

@@ -18,7 +18,7 @@ use super::super::{Limits, Op, table};
 use super::KEY;
 use crate::{
     dataplane::{Dataplane as _, Fake},
-    desired::{Backend as Wanted, Desired},
+    desired::Desired,
 };
 
 pub(super) struct Watch {
@@ -372,13 +372,7 @@ impl Watch {
                 assert!(owned.insert(index), "{name}: index {index} twice");
                 let value = fake.services[&index];
                 let flag = |bit: u64| value.flags & bit != 0;
-                // Once begun, entries are looked for.
-                let away = |one: &Wanted| one.away || one.mode != Mode::Dsr;
-                let entries = match service.mode {
-                    Mode::Dsr => group.backends.iter().any(away) || flag(service_flag::FLOWS),
-                    mode => mode != Mode::Ipip,
-                };
-                assert_eq!(flag(service_flag::FLOWS), entries);
+                assert_eq!(flag(service_flag::FLOWS), service.mode != Mode::Ipip);
                 let shared = matches!(service.mode, Mode::Local | Mode::Dsr);
                 assert_eq!(flag(service_flag::SHARED), shared);
                 assert_eq!(flag(service_flag::AFFINITY), service.affinity.is_some());
