@@ -31,7 +31,7 @@ fn only(kind: &str) -> Result<Value> {
     found.pop().context("one object")
 }
 
-/// A14: services, slices and nodes are read, events are written; no statuses, pods, secrets.
+/// A14: services, slices and nodes are read, events are written; no statuses, pods, and no secret but the agents' own.
 #[test]
 fn a14_the_agent_may_read_what_it_forwards_and_write_events() -> Result<()> {
     let read = ["get", "list", "watch"];
@@ -43,11 +43,32 @@ fn a14_the_agent_may_read_what_it_forwards_and_write_events() -> Result<()> {
             {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
         ])
     );
-    ensure!(objects("Role")?.is_empty() && objects("RoleBinding")?.is_empty());
-    let binding = only("ClusterRoleBinding")?;
+    let own = json!({"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["millrace-keys"], "verbs": read});
+    let made = json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]});
+    assert_eq!(only("Role")?["rules"], json!([own, made]));
+    for binding in ["ClusterRoleBinding", "RoleBinding"] {
+        assert_eq!(
+            only(binding)?["subjects"],
+            json!([{"kind": "ServiceAccount", "name": "millrace-agent", "namespace": "millrace-system"}])
+        );
+    }
+    Ok(())
+}
+
+/// By their endpoints agents know each other; who detaches a node is none.
+#[test]
+fn the_service_of_the_agents_has_their_pods() -> Result<()> {
+    let (service, set) = (only("Service")?, only("DaemonSet")?);
+    assert_eq!(service["metadata"]["name"], "millrace");
     assert_eq!(
-        binding["subjects"],
-        json!([{"kind": "ServiceAccount", "name": "millrace-agent", "namespace": "millrace-system"}])
+        service["spec"]["selector"],
+        set["spec"]["selector"]["matchLabels"]
+    );
+    assert_eq!(service["spec"]["ipFamilyPolicy"], "PreferDualStack");
+    let environment = &set["spec"]["template"]["spec"]["containers"][0]["env"];
+    assert_eq!(
+        environment[1],
+        json!({"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}})
     );
     Ok(())
 }
@@ -97,7 +118,14 @@ fn everything_is_in_a_namespace_that_admits_it() -> Result<()> {
     let namespace = only("Namespace")?;
     let labels = &namespace["metadata"]["labels"];
     assert_eq!(labels["pod-security.kubernetes.io/enforce"], "privileged");
-    for kind in ["ServiceAccount", "ConfigMap", "DaemonSet"] {
+    for kind in [
+        "ServiceAccount",
+        "ConfigMap",
+        "DaemonSet",
+        "Role",
+        "RoleBinding",
+        "Service",
+    ] {
         let object = only(kind)?;
         assert_eq!(
             object["metadata"]["namespace"], namespace["metadata"]["name"],

@@ -83,7 +83,10 @@ mod tests {
             shown,
             [
                 "daemonset millrace-system/millrace",
+                "service millrace-system/millrace",
                 "configmap millrace-system/millrace",
+                "rolebinding millrace-system/millrace-agent",
+                "role millrace-system/millrace-agent",
                 "clusterrolebinding millrace-agent",
                 "clusterrole millrace-agent",
                 "serviceaccount millrace-system/millrace-agent",
@@ -92,7 +95,7 @@ mod tests {
         );
         let plurals: Vec<_> = objects.iter().map(|one| one.resource().plural).collect();
         assert_eq!(plurals[0], "daemonsets");
-        assert_eq!(plurals[5], "namespaces");
+        assert_eq!(plurals[8], "namespaces");
         assert_eq!(objects[0].resource().group, "apps");
     }
 }
