@@ -4,7 +4,10 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, xdp::DevMapHash},
+    maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray,
+        xdp::DevMapHash,
+    },
 };
 use lb_common::{
     abi::{
@@ -82,6 +85,10 @@ pub static TARGETS4: HashMap<TargetKey<V4>, u32> =
 #[map]
 pub static TARGETS6: HashMap<TargetKey<V6>, u32> =
     HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// `millrace_tunnel`, for `millrace_xdp` to call. Pinned: an array that nobody holds is emptied.
+#[map]
+pub static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Devices that XDP may send on: interface index to itself. The agent writes them.
 #[map]

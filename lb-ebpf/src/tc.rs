@@ -51,7 +51,8 @@ pub fn millrace_tc(context: TcContext) -> i32 {
     // SAFETY: this CPU's own element; the program is not preempted by itself.
     let scratch = unsafe { &mut *scratch };
     let mut frame = Skb { skb, ingress };
-    match pipeline::process(&mut frame, &tables, settings, scratch) {
+    let verdict = pipeline::begin(&mut frame, &tables, settings, scratch);
+    match verdict.unwrap_or(Verdict::NotOurs) {
         Verdict::Neighbour { ifindex } => {
             untag(skb);
             redirect(ifindex, &tables.gateway.get())

@@ -21,13 +21,25 @@ use lb_common::{
 
 use crate::{
     bounds::Bounds as _,
-    maps::{DEVICES, SCRATCH, SETTINGS},
+    maps::{DEVICES, PROGRAMS, SCRATCH, SETTINGS},
     tables::KernelTables,
 };
 
 /// Attached to each uplink.
 #[xdp]
 pub fn millrace_xdp(context: XdpContext) -> u32 {
+    run::<false>(context)
+}
+
+/// Takes packets that other nodes sent through tunnels: called by the one above, as the verifier of 5.10 reads no more than
+/// a million instructions of one program.
+#[xdp]
+pub fn millrace_tunnel(context: XdpContext) -> u32 {
+    run::<true>(context)
+}
+
+#[inline(always)]
+fn run<const TUNNEL: bool>(context: XdpContext) -> u32 {
     let (Some(settings), Some(scratch)) = (SETTINGS.get(0), SCRATCH.get_ptr_mut(0)) else {
         return XDP_PASS;
     };
@@ -39,7 +51,16 @@ pub fn millrace_xdp(context: XdpContext) -> u32 {
     // SAFETY: this CPU's own element; the program is not preempted by itself.
     let scratch = unsafe { &mut *scratch };
     let mut frame = XdpFrame { context };
-    let verdict = pipeline::process(&mut frame, &tables, settings, scratch);
+    let verdict = if TUNNEL {
+        pipeline::arrive(&mut frame, &tables, settings, scratch)
+    } else {
+        let Some(verdict) = pipeline::begin(&mut frame, &tables, settings, scratch) else {
+            // SAFETY: what is called takes the same context. It returns only if the array is empty.
+            unsafe { PROGRAMS.tail_call(&frame.context, 0) };
+            return XDP_PASS;
+        };
+        verdict
+    };
     if verdict != Verdict::NotOurs && level_enabled(Level::Debug) {
         log(&frame.context, verdict.pack());
     }

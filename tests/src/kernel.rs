@@ -9,13 +9,21 @@ use aya::{
     programs::{SchedClassifier, TestRun as _, Xdp},
 };
 use lb_common::{abi::Settings, pipeline::Verdict};
-use lb_userspace::{attach::object, dataplane::Bpf};
+use lb_userspace::{
+    attach::{link_programs, object},
+    dataplane::Bpf,
+};
 
 /// Room in front of an output buffer for what a program puts before a frame.
 const GROWTH: usize = 256;
 
 /// Names of the programs.
-pub const PROGRAMS: [&str; 3] = ["millrace_xdp", "millrace_tc", "millrace_egress"];
+pub const PROGRAMS: [&str; 4] = [
+    "millrace_xdp",
+    "millrace_tunnel",
+    "millrace_tc",
+    "millrace_egress",
+];
 
 /// Index of `lo`, in every namespace.
 pub const LOOPBACK: u32 = 1;
@@ -81,6 +89,7 @@ impl Kernel {
                 other => return Err(anyhow!("unexpected program {other:?}")),
             }
         }
+        link_programs(&mut ebpf)?;
         for (name, map) in ebpf.maps_mut() {
             if !name.starts_with('.') {
                 data(map)?.pin(folder.join(name))?;
@@ -176,6 +185,7 @@ pub(crate) fn data(map: &mut Map) -> Result<&mut MapData> {
         | Map::PerCpuArray(data)
         | Map::PerCpuHashMap(data)
         | Map::PerfEventArray(data)
+        | Map::ProgramArray(data)
         | Map::RingBuf(data) => data,
         other => return Err(anyhow!("unexpected map {other:?}")),
     })

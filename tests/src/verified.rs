@@ -19,6 +19,9 @@ use crate::{
 const SCHED_CLS: u64 = 3;
 const XDP: u64 = 6;
 
+/// `BPF_XDP` as expected attach type.
+const EXPECT_XDP: u64 = 37;
+
 /// `BPF_LOG_STATS`, since 5.2.
 const LOG_STATS: u64 = 4;
 
@@ -54,6 +57,10 @@ pub fn instructions(kernel: &mut Kernel, name: &str) -> Result<u32> {
     attributes[2] = licence.as_ptr() as u64;
     attributes[3] = LOG_STATS | (log.len() as u64) << 32;
     attributes[4] = log.as_mut_ptr() as u64;
+    if kind == XDP {
+        // As that of what it calls: newer kernels compare the two.
+        attributes[8] = EXPECT_XDP << 32;
+    }
     let loaded = bpf(PROG_LOAD, &attributes);
     let said = CStr::from_bytes_until_nul(&log)?.to_string_lossy();
     loaded.with_context(|| said.to_string())?;

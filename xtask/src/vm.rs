@@ -213,7 +213,7 @@ impl Row {
         self
     }
 
-    const HEADING: &str = "kernel                                     boot s millrace_xdp  millrace_tc millrace_egress  tests                  traffic                XDP";
+    const HEADING: &str = "kernel                                     boot s millrace_xdp millrace_tunnel  millrace_tc millrace_egress  tests                  traffic                XDP";
 
     fn line(&self) -> String {
         let verified = |program: &str| {
@@ -229,10 +229,11 @@ impl Row {
         };
         let modes: Vec<_> = self.modes.iter().map(String::as_str).collect();
         format!(
-            "{:<42} {:>6.1} {:>12} {:>12} {:>15}  {:<22} {:<22} {}",
+            "{:<42} {:>6.1} {:>12} {:>15} {:>12} {:>15}  {:<22} {:<22} {}",
             self.kernel,
             self.boot,
             verified("millrace_xdp"),
+            verified("millrace_tunnel"),
             verified("millrace_tc"),
             verified("millrace_egress"),
             line(&self.tests),

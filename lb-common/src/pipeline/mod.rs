@@ -34,7 +34,6 @@ use parse::Layout;
 pub use parse::{Link, Parsed, tcp_flag};
 pub use scratch::{FamilyScratch, Scratch};
 pub use step::Step;
-use tunnel::Envelope;
 
 use crate::{
     abi::{AnnouncedKey, Frontend, Reason, Settings},
@@ -179,41 +178,74 @@ impl<T: Tables> Path<'_, T> {
     }
 }
 
-/// The whole path of one packet.
-#[inline(always)]
+/// The whole path of one packet, for the host. The kernel's verifier reads it in two programs, [`begin`] and [`arrive`].
 pub fn process<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     settings: &Settings,
     scratch: &mut Scratch,
 ) -> Verdict {
+    begin(packet, tables, settings, scratch)
+        .unwrap_or_else(|| arrive(packet, tables, settings, scratch))
+}
+
+/// The path of a packet as it came in. None: it came through a tunnel, and goes on in [`arrive`] with the same scratch.
+#[inline(always)]
+pub fn begin<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    settings: &Settings,
+    scratch: &mut Scratch,
+) -> Option<Verdict> {
     if settings.passes_all(|| tables.jiffies()) {
-        return Verdict::NotOurs;
+        return Some(Verdict::NotOurs);
     }
     let path = Path { tables, settings };
     let Some(link) = parse::link(packet) else {
-        return Verdict::NotOurs;
+        return Some(Verdict::NotOurs);
     };
-    let envelope = &mut scratch.envelope;
-    let mut word = match link.ether_type {
-        parse::IPV4 => by_family::<V4, _, _>(packet, &path, &mut scratch.v4, envelope, link),
-        parse::IPV6 => by_family::<V6, _, _>(packet, &path, &mut scratch.v6, envelope, link),
+    let word = match link.ether_type {
+        parse::IPV4 => by_family::<V4, _, _>(packet, &path, &mut scratch.v4, link),
+        parse::IPV6 => by_family::<V6, _, _>(packet, &path, &mut scratch.v6, link),
         parse::ARP => {
             // Not by the address of a local: it would lie on the stack in parts, and every other packet's copy of it
             // wait for them, 5 ns.
             scratch.v4.parsed.link = link;
             arp::answer(packet, &path, &scratch.v4.parsed.link)
         }
-        _ => return Verdict::NotOurs,
+        _ => return Some(Verdict::NotOurs),
     };
-    if tables.home() != Home::Tc && word == classify::ARRIVED {
-        word = if envelope.ether_type == parse::IPV4 {
-            odd::arrived(packet, &path, &mut scratch.v4, envelope)
-        } else {
-            odd::arrived(packet, &path, &mut scratch.v6, envelope)
-        };
+    if word == classify::TUNNEL {
+        // Tunnels end in the driver.
+        let is_driver = tables.home() != Home::Tc;
+        return (!is_driver).then_some(Verdict::NotOurs);
     }
-    Verdict::unpack(word)
+    Some(Verdict::unpack(word))
+}
+
+/// The path of a packet out of a tunnel.
+#[inline(always)]
+pub fn arrive<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    settings: &Settings,
+    scratch: &mut Scratch,
+) -> Verdict {
+    let path = Path { tables, settings };
+    let envelope = &mut scratch.envelope;
+    let outer = parse::link(packet).map(|link| link.ether_type);
+    let word = if outer == Some(parse::IPV4) {
+        tunnel::open(packet, &path, &scratch.v4, envelope)
+    } else {
+        tunnel::open(packet, &path, &scratch.v6, envelope)
+    };
+    Verdict::unpack(if word != classify::ARRIVED {
+        word
+    } else if envelope.ether_type == parse::IPV4 {
+        odd::arrived(packet, &path, &mut scratch.v4, envelope)
+    } else {
+        odd::arrived(packet, &path, &mut scratch.v6, envelope)
+    })
 }
 
 /// The rest of the path, in steps that are functions of their own in the kernel: called one after the other, not one
@@ -223,18 +255,11 @@ fn by_family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
-    envelope: &mut Envelope,
     link: Link,
 ) -> u64 {
     scratch.parsed.link = link;
     let word = classify::family(packet, path, scratch);
-    if word == classify::TUNNEL {
-        // Tunnels end in the driver.
-        if path.tables.home() == Home::Tc {
-            return Verdict::NotOurs.pack();
-        }
-        tunnel::open(packet, path, scratch, envelope)
-    } else if classify::goes_on(word) {
+    if classify::goes_on(word) && word != classify::TUNNEL {
         odd::go_on(packet, path, scratch, word)
     } else {
         word

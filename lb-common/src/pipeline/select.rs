@@ -81,7 +81,7 @@ pub(crate) fn stateless<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         id,
         mode: backend.mode,
     });
-    forward(packet, path, scratch, &backend, id, hash)
+    forward::<false, _, _, _>(packet, path, scratch, &backend, id, hash)
 }
 
 /// A service without backends answers its clients (contract A6.1), unless another node has some (A6.2).
@@ -98,9 +98,10 @@ pub(crate) fn unowned<A: Layout, T: Tables>(
     path.end(scratch.frontend.id, reason).pack()
 }
 
-/// Sends a packet to its backend by a mode without state.
+/// Sends a packet to its backend by a mode that leaves it as it is. `DSR`: by a tunnel, too; those flows have entries, and
+/// the path of packets without is spared the code.
 #[inline(always)]
-pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+pub(crate) fn forward<const DSR: bool, A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
@@ -118,7 +119,7 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     }
     let outcome = if backend.mode == Mode::Ipip as u8 {
         encap::ipip(packet, path, scratch, backend, hash)
-    } else if backend.mode == Mode::Dsr as u8 {
+    } else if DSR && backend.mode == Mode::Dsr as u8 {
         tunnel::wrap(packet, path, scratch, backend, hash)
     } else if backend.mode == Mode::L2 as u8 {
         Ok(())

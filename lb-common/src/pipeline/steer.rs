@@ -92,5 +92,5 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         scratch.chosen.hash = hash;
     }
     fragment::keep_addresses(scratch, &backend, id);
-    select::forward(packet, path, scratch, &backend, id, hash)
+    select::forward::<true, _, _, _>(packet, path, scratch, &backend, id, hash)
 }

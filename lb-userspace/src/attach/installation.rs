@@ -160,6 +160,7 @@ impl Installation {
                 return Err(error);
             }
         };
+        object::link(&mut self.ebpf)?;
         let program = program_fd(object::main(&mut self.ebpf)?.fd())?;
         let xdp = match xdp::attach(&self.root, &found, mode, program.as_fd(), &self.names) {
             Ok(xdp) => xdp,

@@ -41,7 +41,7 @@ pub use self::{
     look::{Inspected, Seen, SeenInterface, inspect, look},
     mend::{Mend, Undone, mend, undo},
     nic::{Fault, Nic},
-    object::bytes as object,
+    object::{bytes as object, link as link_programs},
     pins::is_bpf_filesystem,
     tc::TcChoice,
 };

@@ -4,10 +4,15 @@ use std::path::Path;
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::ProgramArray,
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 
 use super::{AttachError, layout::Layout, tc::Side, xdp};
+
+/// What the XDP program calls for packets that came through tunnels, and the array that it calls by.
+const TUNNEL: &str = "millrace_tunnel";
+const PROGRAMS: &str = "PROGRAMS";
 
 /// The object that the build script built.
 pub fn bytes() -> &'static [u8] {
@@ -28,15 +33,32 @@ pub(super) fn load(folder: &Path, layouts: &[Layout], log_level: u8) -> Result<E
     let mut ebpf = loader
         .load(bytes())
         .map_err(|error| failed("object", error))?;
-    main(&mut ebpf)?
-        .load()
-        .map_err(|error| failed(xdp::NAME, error))?;
+    for name in [xdp::NAME, TUNNEL] {
+        let program: &mut Xdp = program(&mut ebpf, name)?;
+        program.load().map_err(|error| failed(name, error))?;
+    }
     for side in Side::BOTH {
         tc(&mut ebpf, side)?
             .load()
             .map_err(|error| failed(side.program(), error))?;
     }
     Ok(ebpf)
+}
+
+/// Gives the XDP program what it calls. Those that run already call it from now on: what they do is of the same ABI.
+pub fn link(ebpf: &mut Ebpf) -> Result<(), AttachError> {
+    let tunnel: &mut Xdp = program(ebpf, TUNNEL)?;
+    let tunnel = tunnel
+        .fd()
+        .and_then(|fd| fd.try_clone().map_err(Into::into));
+    let tunnel = tunnel.map_err(|error| failed(TUNNEL, error))?;
+    let map = ebpf
+        .map_mut(PROGRAMS)
+        .ok_or_else(|| failed(PROGRAMS, std::io::Error::other("not in the object")))?;
+    let mut programs = ProgramArray::try_from(map).map_err(|error| failed(PROGRAMS, error))?;
+    programs
+        .set(0, &tunnel, 0)
+        .map_err(|error| failed(PROGRAMS, error))
 }
 
 pub(super) fn main(ebpf: &mut Ebpf) -> Result<&mut Xdp, AttachError> {
