@@ -219,7 +219,7 @@ impl Durations {
 #[serde(rename_all = "camelCase")]
 pub struct Service {
     pub name: String,
-    /// How packets go: `nat`, `ipip`, `l2`, `local` or `pass`; of several, joined by `+`.
+    /// How new flows go: `nat`, `ipip`, `l2`, `local`, `dsr` or `pass`; of several, joined by `+`.
     pub mode: String,
     /// Seconds that a client stays with its backend.
     pub affinity: Option<u64>,
@@ -270,6 +270,8 @@ pub struct Backend {
     /// Index into `BACKENDS` and `BACKEND_STATS`.
     pub id: u32,
     pub weight: u32,
+    /// How new flows get there: one of the words of [`Service::mode`].
+    pub mode: String,
     pub state: BackendState,
     /// When it became so.
     pub since: u64,

@@ -481,6 +481,7 @@ fn backend(service: u32, ordinal: u16, id: u32, members: usize) -> state::Backen
         ordinal,
         id,
         weight: 100,
+        mode: BACKENDS[id as usize - 1].0.name().to_owned(),
         state: state::BackendState::Ready,
         since: 0,
         slots: owned.count() as u32,

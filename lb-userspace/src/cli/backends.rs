@@ -67,12 +67,21 @@ fn service_row(backend: &Backend) -> impl Iterator<Item = String> {
 
 /// With totals and the way there.
 fn draw_wide(backends: &[Backend]) -> String {
-    let more = ["ZONE", "NEW", "PKT", "INTERFACE", "GATEWAY", "NEIGHBOUR"];
+    let more = [
+        "MODE",
+        "ZONE",
+        "NEW",
+        "PKT",
+        "INTERFACE",
+        "GATEWAY",
+        "NEIGHBOUR",
+    ];
     table(
         ["SERVICE"].into_iter().chain(HEADER).chain(more),
         backends.iter().map(|backend| {
             let path = backend.path.as_ref();
             service_row(backend).chain([
+                backend.mode.clone(),
                 or_dash(backend.zone.as_ref()),
                 backend.new_flows.to_string(),
                 backend.packets.to_string(),
@@ -110,6 +119,7 @@ mod tests {
             }),
             ordinal: 0,
             weight: 100,
+            mode: "dsr".into(),
             state: BackendState::Ready,
             slots: 64,
             share: 0.5,
@@ -150,7 +160,7 @@ BACKEND         NODE  ORD  WEIGHT  STATE  SLOTS  SHARE  NEW/s  PKT/s  SINCE
     fn wide_shows_zone_and_way_and_dashes_where_there_is_none() {
         let text = draw_wide(&backends());
         assert!(
-            text.contains("a     9    10   eth0       10.0.0.11  -\n"),
+            text.contains("dsr   a     9    10   eth0       10.0.0.11  -\n"),
             "{text}"
         );
         assert!(text.ends_with("-          -          -"), "{text}");

@@ -1,6 +1,9 @@
 //! Pure: the agent's state and two readings of the counters become what the API says.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use lb_common::abi::Reason;
 
@@ -134,6 +137,19 @@ pub(super) fn in_state(service: &Service, state: BackendState) -> usize {
     distinct.len()
 }
 
+/// Modes of a whole service's backends, each backend once.
+pub(super) fn modes(service: &Service) -> BTreeMap<&str, usize> {
+    let backends = service.backends.iter();
+    let distinct: BTreeSet<_> = backends
+        .map(|backend| (backend.mode.as_str(), backend.address))
+        .collect();
+    let mut modes = BTreeMap::new();
+    for (mode, _) in distinct {
+        *modes.entry(mode).or_default() += 1;
+    }
+    modes
+}
+
 /// Of one service or of all; by ordinal within a service.
 pub(super) fn backends<'a>(
     services: impl IntoIterator<Item = &'a Service>,
@@ -158,6 +174,7 @@ pub(super) fn backends<'a>(
                 path: backend.path.clone(),
                 ordinal: backend.ordinal,
                 weight: backend.weight,
+                mode: backend.mode.clone(),
                 state: backend.state,
                 slots: backend.slots,
                 share: f64::from(backend.slots) / f64::from(backend.table.max(1)),
@@ -217,6 +234,7 @@ mod tests {
                     ordinal,
                     id: at * 2 + u32::from(ordinal),
                     weight: 100,
+                    mode: "local".into(),
                     // The second pod leaves.
                     state: [BackendState::Ready, BackendState::Drain][usize::from(ordinal)],
                     since: 0,
@@ -272,5 +290,6 @@ mod tests {
     fn a_backend_behind_several_frontends_is_one_of_the_service() {
         assert_eq!(in_state(&dual_stack(), BackendState::Ready), 2);
         assert_eq!(in_state(&dual_stack(), BackendState::Down), 0);
+        assert_eq!(modes(&dual_stack()), [("local", 4)].into());
     }
 }

@@ -318,6 +318,19 @@ impl Scrape {
             }
         }
         gauge(encoder, "backends", "Backends by state", states)?;
+        let modes = self.state.services.values().flat_map(|service| {
+            join::modes(service).into_iter().map(|(mode, backends)| {
+                let mut labels = of_service(&service.name);
+                labels.push(("mode", mode.to_owned()));
+                (labels, backends as i64)
+            })
+        });
+        gauge(
+            encoder,
+            "backends_by_mode",
+            "Backends by how new flows get there",
+            modes.collect(),
+        )?;
         if !self.per_backend {
             return Ok(());
         }

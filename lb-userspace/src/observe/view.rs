@@ -119,6 +119,8 @@ pub struct Backend {
     pub path: Option<BackendPath>,
     pub ordinal: u16,
     pub weight: u32,
+    /// How new flows get there.
+    pub mode: String,
     pub state: BackendState,
     pub slots: u32,
     /// Part of the service's slots, 0–1.
@@ -140,7 +142,7 @@ pub struct Flow {
     pub backend: SocketAddr,
     /// Address and port the backend sees: own ones in mode `nat`, the client's else.
     pub nat: SocketAddr,
-    /// `nat`, `local`, or `pass` for what is left to kube-proxy.
+    /// `nat`, `local`, `dsr` for what goes on to another node, or `pass` for what is left to kube-proxy.
     pub mode: String,
     /// `half` until the client has shown that it sees the replies, then `est`, `fin`, `rst`.
     pub state: String,

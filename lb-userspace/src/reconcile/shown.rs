@@ -101,6 +101,7 @@ impl<D: Dataplane> Engine<D> {
             ordinal: placed.ordinal,
             id: placed.id,
             weight: backend.weight.into(),
+            mode: mode(backend).name().to_owned(),
             state: if backend.drain {
                 BackendState::Drain
             } else if backend.usable() || backend.weight == 0 {
@@ -135,10 +136,19 @@ fn left_out(one: &kubernetes::LeftOut) -> LeftOut {
     }
 }
 
+/// How a backend gets new flows: by kube-proxy where its node takes none.
+const fn mode(backend: &desired::Backend) -> Mode {
+    if backend.away {
+        Mode::Pass
+    } else {
+        backend.mode
+    }
+}
+
 /// One word each: how the backends are reached.
 fn modes(service: &desired::Service) -> String {
     let backends = service.groups.iter().flat_map(|group| &group.backends);
-    let modes: BTreeSet<_> = backends.map(|backend| backend.mode).collect();
+    let modes: BTreeSet<_> = backends.map(mode).collect();
     if modes.is_empty() {
         return service.mode.name().to_owned();
     }
