@@ -23,7 +23,10 @@ const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/millrace.
 const NAMESPACE: &str = "--namespace=millrace-system";
 
 /// What the manifest's config says of the cluster.
-const SETTINGS: &str = "kubernetes: {}";
+const SETTINGS: &str = "kubernetes: {forwardingMode: dsr}";
+
+/// What tests have in its place: what goes to other nodes is kube-proxy's.
+const PASSING: &str = "kubernetes: {}";
 
 /// Where agents tell of their health and of their counters.
 const OBSERVED: u16 = 9470;
@@ -62,10 +65,10 @@ pub struct Agents<'a> {
 /// A test beside our agents, which are installed if they are not there, and stay for the next one. None of them may have
 /// been forbidden anything then: contract A14.1.
 pub fn with_agents(test: impl FnOnce(&Cluster, &Agents<'_>) -> Result<()>) -> Result<()> {
-    with_settings(&[SETTINGS], test)
+    with_settings(&[PASSING], test)
 }
 
-/// The same with other fields of the config in place of `kubernetes: {}`. The next test has agents as it wants them.
+/// The same with these fields of the config in place of what the manifest says of the cluster. The next test has agents as it wants them.
 pub fn with_settings(
     fields: &[&str],
     test: impl FnOnce(&Cluster, &Agents<'_>) -> Result<()>,
