@@ -13,6 +13,7 @@ mod images;
 mod layout;
 mod modules;
 mod network;
+mod nic;
 mod node;
 mod pki;
 mod process;

@@ -8,7 +8,6 @@ use etherparse::PacketBuilder;
 use super::{Cluster, Datagrams};
 use crate::{
     datagrams::{self, Message},
-    pass::PassProgram,
     raw::{self, Wire},
 };
 
@@ -21,8 +20,6 @@ pub struct NodeWire {
     wire: Wire,
     /// The router's, and the node's.
     macs: [[u8; 6]; 2],
-    /// Without it, answers from the driver would fill the ring of this end and stop everything that the node sends.
-    _taking: PassProgram,
 }
 
 impl Cluster {
@@ -32,7 +29,6 @@ impl Cluster {
         Ok(NodeWire {
             wire: Wire::open(&self.router, node)?,
             macs: [raw::mac_bytes(&own)?, raw::mac_bytes(&theirs)?],
-            _taking: PassProgram::attach(&self.router, node)?,
         })
     }
 }

@@ -1,6 +1,9 @@
 //! The cluster's network namespaces, and programs run in them.
 
-use super::layout::{self, Layout};
+use super::{
+    layout::{self, Layout},
+    nic,
+};
 use crate::run::{quietly, text};
 use anyhow::{Context as _, Result, ensure};
 use std::{
@@ -23,7 +26,7 @@ const SETTINGS: [&str; 6] = [
 /// For those that forward.
 const FORWARDING: [&str; 2] = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"];
 
-/// Full checksums in each frame, nothing left to a NIC that is none, and GRO, which a veth needs to take what XDP sends.
+/// Full checksums in each frame, nothing left to a NIC that is none, and GRO as NICs have it.
 const LIKE_A_WIRE: &str = "tx off txvlan off rxvlan off gso off gro on";
 
 /// An error where a cluster runs whose state is gone: nobody knows its processes.
@@ -54,6 +57,7 @@ pub(super) fn lay(layout: &Layout) -> Result<()> {
         ))?;
     }
     apply(layout, &layout::links(layout))?;
+    nic::take_everything(layout)?;
     for place in layout.places().skip(1) {
         for (namespace, device) in [(place.as_str(), "eth0"), ("router", place.as_str())] {
             let ethtool = ["ethtool", "-K", device]
