@@ -227,12 +227,31 @@ impl Frames {
                 _ => tcp.ack = true,
             }
             tcp.acknowledgment_number = 7001;
+            if tcp.syn {
+                tcp.set_options_raw(&self.options())
+                    .expect("at most 40 bytes");
+            }
             let builder = builder.tcp_header(tcp);
             builder
                 .write(&mut frame, &payload)
                 .expect("a vector takes it");
         }
         frame
+    }
+
+    /// TCP options with an MSS among them, or what looks like some.
+    fn options(&mut self) -> Vec<u8> {
+        let mut options = Vec::new();
+        while self.below(3) > 0 && options.len() < 36 {
+            match self.below(6) {
+                0 => options.push(1),
+                1 => options.extend([3, 3, 7]),
+                2 => options.extend([4, 2]),
+                3 => options.push(self.below(256) as u8),
+                _ => options.extend([2, 4, self.below(8) as u8, self.below(256) as u8]),
+            }
+        }
+        options
     }
 
     /// What a network may do to a good frame, or a client of its own: DSCP and ECN, no UDP checksum, wrong checksums.

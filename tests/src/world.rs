@@ -22,6 +22,9 @@ pub const PEER: [&str; 2] = ["10.0.0.11", "2001:db8:1::11"];
 /// This node's end of the tunnels.
 pub const TUNNEL_PORT: u16 = 16_081;
 
+/// What the settings say of this node's uplinks.
+pub const UPLINK_MTU: u32 = 1500;
+
 /// VIPs announced on the interface that packets come in by; the others are not.
 pub const ANNOUNCED: [&str; 4] = ["192.0.2.10", "2001:db8::10", "192.0.2.11", "2001:db8::11"];
 
@@ -155,6 +158,7 @@ pub fn settings(hz: u32) -> Settings {
         tunnel: Tunnel::new(Be16::new(TUNNEL_PORT), 7).0,
         tag_keys: [[0x11, 0x12], [0x13, 0x14]],
         tag_ids: Tunnel::accepted(&[6, 7]),
+        mtu: UPLINK_MTU,
         ..Settings::default()
     }
 }

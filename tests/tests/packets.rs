@@ -22,6 +22,8 @@ mod icmp;
 mod lan;
 #[path = "packets/local.rs"]
 mod local;
+#[path = "packets/mss.rs"]
+mod mss;
 #[path = "packets/mtu.rs"]
 mod mtu;
 #[path = "packets/odd.rs"]
@@ -91,11 +93,26 @@ impl Packet {
         self.with_payload([2, 0, 0, 0, 0, 1], both.uplinks[0].0, &payload[..length])
     }
 
+    /// The same, of TCP, with these options.
+    fn frame_with(&self, both: &Both, options: &[u8]) -> Vec<u8> {
+        self.with([2, 0, 0, 0, 0, 1], both.uplinks[0].0, options, &[0xa5; 40])
+    }
+
     fn between(&self, source: [u8; 6], destination: [u8; 6]) -> Vec<u8> {
         self.with_payload(source, destination, &[0xa5; 40])
     }
 
     fn with_payload(&self, source: [u8; 6], destination: [u8; 6], payload: &[u8]) -> Vec<u8> {
+        self.with(source, destination, &[], payload)
+    }
+
+    fn with(
+        &self,
+        source: [u8; 6],
+        destination: [u8; 6],
+        options: &[u8],
+        payload: &[u8],
+    ) -> Vec<u8> {
         let builder = PacketBuilder::ethernet2(source, destination);
         let builder = match (self.from.0, self.to.0) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -118,6 +135,7 @@ impl Packet {
             tcp.fin = self.kind == Kind::Fin;
             tcp.rst = self.kind == Kind::Rst;
             tcp.acknowledgment_number = if tcp.ack { self.acknowledged } else { 0 };
+            tcp.set_options_raw(options).expect("at most 40 bytes");
             builder.tcp_header(tcp).write(&mut frame, payload)
         }
         .expect("a vector takes it");

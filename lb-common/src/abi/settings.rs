@@ -34,7 +34,9 @@ pub struct Settings {
     /// Keys of tags ([`crate::hash::tag`]), equal on all nodes: that with id `n` is at `n & 1`.
     pub tag_keys: [[u64; 2]; 2],
     /// Which of them count: [`Tunnel::accepted`].
-    pub tag_ids: u64,
+    pub tag_ids: u32,
+    /// Bytes of the largest packet that this node's uplinks carry; 0: there are no tunnels.
+    pub mtu: u32,
 }
 
 /// [`Settings::tunnel`]: UDP port of the tunnels between nodes and the id of the key that what is sent is tagged with.
@@ -58,15 +60,15 @@ impl Tunnel {
     }
 
     /// The word of [`Settings::tag_ids`] for one key or two, whose ids differ in their last bit.
-    pub fn accepted(ids: &[u8]) -> u64 {
+    pub fn accepted(ids: &[u8]) -> u32 {
         ids.iter().fold(0, |word, id| {
-            word | (1 << 8 | u64::from(*id)) << (u32::from(id & 1) * 16)
+            word | (1 << 8 | u32::from(*id)) << (u32::from(id & 1) * 16)
         })
     }
 
     /// Whether tags made with the key of this id are taken.
     #[inline(always)]
-    pub const fn accepts(ids: u64, id: u8) -> bool {
+    pub const fn accepts(ids: u32, id: u8) -> bool {
         (ids >> ((id & 1) as u32 * 16)) as u16 == 1 << 8 | id as u16
     }
 }

@@ -6,7 +6,7 @@ use super::{
     FamilyScratch, Path, Scratch, Step, Verdict, classify, flows,
     fragment::{self, FIRST, FOLLOW},
     icmp::{self, FOUND},
-    local,
+    local, mss,
     parse::{self, Layout, Link, Odd},
     rewrite,
     steer::STEER,
@@ -129,7 +129,8 @@ fn whole<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         flows::keep_opposite(packet, path, table, scratch, now);
     }
     let (frontend, ttl) = (scratch.flow.frontend, scratch.parsed.ttl);
-    if let Err(reason) = rewrite::translate(packet, path, scratch, ttl) {
+    let rewritten = rewrite::translate(packet, path, scratch, ttl);
+    if let Err(reason) = rewritten.and_then(|()| mss::clamp(packet, path, scratch)) {
         return path.end(frontend, reason).pack();
     }
     path.tables.count_reply(frontend);

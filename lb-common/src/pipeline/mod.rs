@@ -14,6 +14,7 @@ mod fragment;
 mod icmp;
 mod leaving;
 mod local;
+mod mss;
 mod mtu;
 mod nat;
 mod ndp;

@@ -16,11 +16,12 @@ const FLOW_RATE: u32 = 2_000_000;
 const FRAGMENT_RATE: u32 = 50_000;
 
 /// The settings of `config`. `hash_key` is the config's key or the one that the agent keeps, `hz` the kernel's jiffies
-/// per second. Without `keys` there are no tunnels.
+/// per second. Without `keys` there are no tunnels; `mtu` is the smallest of the uplinks'.
 pub fn settings(
     config: &Config,
     hash_key: [u64; 2],
     keys: Option<&Keys>,
+    mtu: u32,
     hz: u32,
     bypass: bool,
 ) -> Settings {
@@ -40,6 +41,7 @@ pub fn settings(
     };
     if let Some(keys) = keys {
         settings.tunnel = Tunnel::new(Be16::new(config.tunnel_port), keys.current).0;
+        settings.mtu = mtu;
         keys.write(&mut settings);
     }
     settings

@@ -116,6 +116,15 @@ impl Facts {
         self.links.get(&ifindex).is_some_and(can)
     }
 
+    /// The smallest MTU of the interfaces with our program, in bytes; 0 if there are none.
+    pub fn uplink_mtu(&self) -> u32 {
+        let links = self
+            .attached
+            .iter()
+            .filter_map(|index| self.links.get(index));
+        links.map(|link| link.mtu).min().unwrap_or(0)
+    }
+
     /// Neighbours that are known here or there and not alike.
     pub fn neighbours_that_differ(&self, other: &Self) -> Vec<(u32, IpAddr)> {
         let gone = self

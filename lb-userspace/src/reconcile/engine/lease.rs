@@ -21,6 +21,7 @@ impl<D: Dataplane> Engine<D> {
             &self.config,
             self.general.hash_key,
             self.objects().and_then(Objects::keys),
+            self.facts.uplink_mtu(),
             self.general.hz,
             self.general.bypass,
         );
