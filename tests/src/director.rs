@@ -10,6 +10,8 @@ use lb_common::{
     sim::{Frame, World},
 };
 
+use lb_userspace::plan::Op;
+
 use crate::world::{self, OWN, PEER};
 
 /// Holds the flows that it has sent.
@@ -24,9 +26,16 @@ pub struct Director {
 impl Director {
     /// `outer_v4`: the family of the network between the two. `mac`: of the interface that it sends to.
     pub fn new(outer_v4: bool, mac: [u8; 6]) -> Self {
-        let mut world = world::simulate(&world::ops(1000, [(mac, 2), (mac, 3)]));
+        let ops = world::ops(1000, [(mac, 2), (mac, 3)]);
         let family = usize::from(!outer_v4);
-        let [own, other] = [PEER[family], OWN[family]].map(addr);
+        let ends = [PEER[family], OWN[family]].map(addr);
+        Self::of(&ops, world::settings(1000), ends, mac)
+    }
+
+    /// Of a node with these contents. `ends`: the addresses there and here.
+    pub fn of(ops: &[Op], settings: Settings, ends: [Addr; 2], mac: [u8; 6]) -> Self {
+        let mut world = world::simulate(ops);
+        let [own, other] = ends;
         for backend in world.backends.values_mut() {
             if backend.mode == Mode::Local as u8 {
                 backend.target = backend.address;
@@ -36,7 +45,7 @@ impl Director {
         }
         Self {
             world,
-            settings: world::settings(1000),
+            settings,
             mac,
         }
     }

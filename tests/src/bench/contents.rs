@@ -1,19 +1,18 @@
-//! What the maps hold while packets are measured: one service of each kind, a hundred backends each.
+//! What the maps hold while packets are measured: one service of each kind, a hundred backends each, and this node's end
+//! of the tunnels.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
 };
 
-use anyhow::{Context as _, Result};
-use aya::maps::{HashMap, Map, MapData};
+use anyhow::Result;
 use lb_common::{
     abi::{
-        Backend, Flow, Frontend, FrontendKey, Hop, Mode, NextHop, Region, Service, Settings, Tuple,
-        filter_bit, owner, service_flag, slot_of,
+        Backend, Frontend, FrontendKey, Mode, NextHop, Region, Service, Settings, SourceKey,
+        TargetKey, Tunnel, filter_bit, flow_state, service_flag, slot_of,
     },
     bytes::{Addr, Address as _, Be16, V4, V6},
-    hash,
 };
 use lb_userspace::{
     dataplane::{Bpf, Dataplane as _},
@@ -24,12 +23,12 @@ use crate::kernel::{self, Kernel, Sizes};
 
 /// Backends of each service.
 pub(super) const BACKENDS: u32 = 100;
-const LOG2_SLOTS: u8 = 13;
+pub(super) const LOG2_SLOTS: u8 = 13;
 const LOG2_MEMBERS: u8 = 7;
 
 /// The port of every frontend.
 pub(super) const PORT: u16 = 80;
-const TCP: u8 = 6;
+pub(super) const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// The services, by index.
@@ -39,45 +38,82 @@ pub(super) enum Kind {
     Ipip6 = 1,
     Nat = 2,
     L2 = 3,
+    /// Backends on other nodes.
+    Dsr4 = 4,
+    Dsr6 = 5,
+    /// Backends on this node, to which [`Kind::Dsr4`]'s are on others.
+    Local = 6,
 }
 
-const KINDS: [Kind; 4] = [Kind::Ipip4, Kind::Ipip6, Kind::Nat, Kind::L2];
+const KINDS: [Kind; 7] = [
+    Kind::Ipip4,
+    Kind::Ipip6,
+    Kind::Nat,
+    Kind::L2,
+    Kind::Dsr4,
+    Kind::Dsr6,
+    Kind::Local,
+];
+
+/// Index of the service that is this node's end of the tunnels.
+const TUNNEL_END: u32 = KINDS.len() as u32;
 
 impl Kind {
     pub(super) const fn vip(self) -> SocketAddr {
         let ip = match self {
-            Self::Ipip6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+            Self::Ipip6 | Self::Dsr6 => {
+                IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, self as u16))
+            }
             _ => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1 + self as u8)),
         };
         SocketAddr::new(ip, PORT)
     }
 
-    const fn mode(self) -> Mode {
+    pub(super) const fn mode(self) -> Mode {
         match self {
             Self::Ipip4 | Self::Ipip6 => Mode::Ipip,
             Self::Nat => Mode::Nat,
             Self::L2 => Mode::L2,
+            Self::Dsr4 | Self::Dsr6 => Mode::Dsr,
+            Self::Local => Mode::Local,
+        }
+    }
+
+    const fn flags(self) -> u64 {
+        match self {
+            Self::Nat => service_flag::FLOWS,
+            Self::Dsr4 | Self::Dsr6 | Self::Local => service_flag::FLOWS | service_flag::SHARED,
+            Self::Ipip4 | Self::Ipip6 | Self::L2 => 0,
+        }
+    }
+
+    /// What an established connection's entry says.
+    pub(super) const fn state(self) -> u32 {
+        match self {
+            Self::Dsr4 | Self::Dsr6 => flow_state::SENT,
+            Self::Local => flow_state::LOCAL,
+            _ => 0,
         }
     }
 
     pub(super) fn backend(self, ordinal: u32) -> IpAddr {
         let low = (ordinal + 1) as u16;
-        if self == Self::Ipip6 {
-            Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, low).into()
+        if self.vip().is_ipv6() {
+            Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, self as u16, low).into()
         } else {
             Ipv4Addr::new(10, 200, self as u8, low as u8).into()
         }
     }
 
-    fn source(self) -> IpAddr {
-        if self == Self::Ipip6 {
-            Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 1, 0).into()
+    pub(super) fn source(self) -> IpAddr {
+        if self.vip().is_ipv6() {
+            Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0xffff, 1).into()
         } else {
             OWN.into()
         }
     }
 
-    const fn frontend(self) -> u32 {
+    pub(super) const fn frontend(self) -> u32 {
         1 + self as u32
     }
 
@@ -93,27 +129,39 @@ impl Kind {
 /// Source of translated packets and of tunnels.
 pub(super) const OWN: Ipv4Addr = Ipv4Addr::new(10, 200, 255, 1);
 
+/// Another node, which may send through tunnels.
+pub(super) const PEER: Ipv4Addr = Ipv4Addr::new(10, 200, 254, 1);
+pub(super) const TUNNEL_PORT: u16 = 16_081;
+
 /// Sizes of the maps: the shipped ones, but for those of IPv6 that would only take memory.
 pub(super) const SIZES: Sizes<'static> = &[
     ("SLOTS", 65_536),
     ("MEMBERS", 1024),
-    ("BACKENDS", 512),
-    ("BACKEND_STATS", 512),
-    ("FLOWS6", 4096),
+    ("BACKENDS", 1024),
+    ("BACKEND_STATS", 1024),
+    ("FLOWS6", 1 << 18),
     ("HALF_OPEN6", 4096),
 ];
 
-/// Fills the maps; every backend is behind `next_hop`. `hz`: jiffies per second.
-pub(super) fn fill(kernel: &mut Kernel, next_hop: &NextHop, hz: u32) -> Result<()> {
-    let settings = Settings {
+/// `hz`: jiffies per second.
+pub(super) fn settings(hz: u32) -> Settings {
+    Settings {
         hz,
         // What is measured is no flood.
         fragment_rate: u32::MAX,
         fragment_burst: u32::MAX,
+        tunnel: Tunnel::new(Be16::new(TUNNEL_PORT), 0).0,
+        tag_keys: [[1, 2], [3, 4]],
+        tag_ids: Tunnel::accepted(&[0]),
+        mtu: 1500,
         ..kernel::settings()
-    };
+    }
+}
+
+/// What fills the maps; every backend is behind `next_hop`. `hz`: jiffies per second.
+pub(super) fn ops(next_hop: &NextHop, hz: u32) -> Vec<Op> {
     let mut ops = vec![
-        Op::Settings(settings),
+        Op::Settings(settings(hz)),
         Op::NextHop {
             id: 1,
             value: *next_hop,
@@ -122,6 +170,7 @@ pub(super) fn fill(kernel: &mut Kernel, next_hop: &NextHop, hz: u32) -> Result<(
     for kind in KINDS {
         service(kind, &mut ops);
     }
+    tunnel_end(&mut ops);
     let mut words = std::collections::BTreeMap::<u32, u64>::new();
     let addresses = KINDS.map(|kind| kind.vip().ip());
     for address in addresses.into_iter().chain([OWN.into()]) {
@@ -135,7 +184,12 @@ pub(super) fn fill(kernel: &mut Kernel, next_hop: &NextHop, hz: u32) -> Result<(
         index: *index,
         word: *word,
     }));
-    Ok(kernel.dataplane.apply(&ops)?)
+    ops
+}
+
+/// Fills the maps, see [`ops`].
+pub(super) fn fill(kernel: &mut Kernel, next_hop: &NextHop, hz: u32) -> Result<()> {
+    Ok(kernel.dataplane.apply(&ops(next_hop, hz))?)
 }
 
 /// Lets XDP send on a device. `folder` is that of the pinned maps.
@@ -149,6 +203,10 @@ fn service(kind: Kind, ops: &mut Vec<Op>) {
         let value = Backend {
             address: Addr::from(kind.backend(ordinal)),
             source: Addr::from(kind.source()),
+            target: match kind.mode() {
+                Mode::Dsr => Addr::from(kind.backend(ordinal)),
+                _ => Addr::default(),
+            },
             port: Be16::new(PORT),
             mode: kind.mode() as u8,
             generation: 1,
@@ -160,6 +218,13 @@ fn service(kind: Kind, ops: &mut Vec<Op>) {
             id: first + ordinal,
             value,
         });
+        if kind == Kind::Local {
+            let target = V4::from_addr(&value.address);
+            ops.push(Op::InsertTarget4 {
+                key: TargetKey::new(kind as u32, target, value.port),
+                id: first + ordinal,
+            });
+        }
     }
     ops.push(Op::Members {
         base: kind.members(),
@@ -169,17 +234,12 @@ fn service(kind: Kind, ops: &mut Vec<Op>) {
         base: kind.slots(),
         slots: (0..1 << LOG2_SLOTS).map(slot).collect(),
     });
-    let flows = if kind == Kind::Nat {
-        service_flag::FLOWS
-    } else {
-        0
-    };
     ops.push(Op::Service {
         index: kind as u32,
         value: Service {
             table: Region::new(kind.slots(), LOG2_SLOTS, 1).0,
             members: Region::new(kind.members(), LOG2_MEMBERS, 1).0,
-            flags: service_flag::LIVE | flows,
+            flags: service_flag::LIVE | kind.flags(),
             reserved: 0,
         },
     });
@@ -212,48 +272,32 @@ fn service(kind: Kind, ops: &mut Vec<Op>) {
     }
 }
 
-const fn slot(index: u32) -> u64 {
-    let current = (index % BACKENDS) as u16;
-    slot_of([current, u16::MAX, u16::MAX, u16::MAX])
+/// Takes what the other node sends.
+fn tunnel_end(ops: &mut Vec<Op>) {
+    ops.push(Op::Service {
+        index: TUNNEL_END,
+        value: Service {
+            flags: service_flag::LIVE | service_flag::TUNNEL | service_flag::SOURCE_RANGES,
+            ..Service::default()
+        },
+    });
+    ops.push(Op::InsertFrontend4 {
+        key: FrontendKey::new(V4::from(OWN), Be16::new(TUNNEL_PORT), UDP),
+        value: Frontend {
+            service: TUNNEL_END,
+            id: 1 + TUNNEL_END,
+        },
+    });
+    ops.push(Op::InsertSource4 {
+        key: SourceKey {
+            service_be: TUNNEL_END.to_be(),
+            client: V4::from(PEER),
+        },
+        bits: 32,
+    });
 }
 
-/// Enters flows of clients of the `nat` service as established, as the program would have: `flows` of them, numbered as
-/// [`super::frames::Fresh`] numbers its sources, from `client` on.
-pub(super) fn establish(kernel: &Kernel, client: Ipv4Addr, flows: u32, now: u32) -> Result<()> {
-    let map = MapData::from_pin(kernel.folder.join("FLOWS4"))?;
-    let mut map: HashMap<_, Tuple<V4>, Flow<V4>> = Map::LruHashMap(map).try_into()?;
-    let IpAddr::V4(vip) = Kind::Nat.vip().ip() else {
-        unreachable!("the nat service is IPv4");
-    };
-    for number in 0..flows {
-        let [a, b, ..] = client.octets();
-        let [p0, p1, c, d] = number.to_le_bytes();
-        let key = Tuple {
-            source: V4::from_bytes([a, b, c, d]),
-            destination: V4::from(vip),
-            source_port: Be16::from_raw(u16::from_ne_bytes([p0, p1])),
-            destination_port: Be16::new(PORT),
-            protocol: TCP,
-            pad: [0; 3],
-        };
-        let hash = hash::flow(&kernel::settings().hash_key, &key);
-        let at = hash as u32 & ((1 << LOG2_SLOTS) - 1);
-        let ordinal = u32::from(owner(slot(at), 0));
-        let flow = Flow {
-            source: V4::from(OWN),
-            destination: V4::from_addr(&Addr::from(Kind::Nat.backend(ordinal))),
-            source_port: Be16::new(61_000 + (number / BACKENDS % 4000) as u16),
-            destination_port: Be16::new(PORT),
-            hop: Hop::default(),
-            backend: 1 + Kind::Nat as u32 * BACKENDS + ordinal,
-            generation: 1,
-            frontend: Kind::Nat.frontend(),
-            seen: now,
-            resolved: now,
-            isn: 0,
-            state: 0,
-        };
-        map.insert(key, flow, 0).context("FLOWS4")?;
-    }
-    Ok(())
+pub(super) const fn slot(index: u32) -> u64 {
+    let current = (index % BACKENDS) as u16;
+    slot_of([current, u16::MAX, u16::MAX, u16::MAX])
 }

@@ -10,6 +10,7 @@ use etherparse::PacketBuilder;
 
 use super::{
     assembler::{Alu, Assembler, R, Size, helper},
+    contents::TUNNEL_PORT,
     kernel::{self, Cell, Target, XDP_DROP},
 };
 use crate::datagrams::{self, Message};
@@ -25,6 +26,8 @@ pub(super) enum Kind {
     /// The first fragment of a UDP datagram, and the one that follows.
     First,
     Later,
+    /// An ACK in a tunnel, as another node sends it; not made here.
+    Wrapped,
 }
 
 /// The fields of a frame, each stored as a whole: a program that loads one from two stores would wait for both, as it
@@ -60,6 +63,31 @@ const V4: Fields = Fields {
 const V4_ERROR: Fields = Fields {
     more: &[(54, Size::Double), (62, Size::Double)],
     header: 70,
+    ..V4
+};
+/// In IPv4 and Geneve, of IPv4.
+const WRAPPED: Fields = Fields {
+    same: &[
+        (0, Size::Double),
+        (8, Size::Word),
+        (12, Size::Half),
+        (14, Size::Double),
+        (30, Size::Word),
+        (38, Size::Word),
+    ],
+    more: &[
+        (42, Size::Double),
+        (50, Size::Double),
+        (58, Size::Double),
+        (66, Size::Word),
+        (70, Size::Double),
+        (78, Size::Double),
+        (86, Size::Word),
+        (90, Size::Word),
+        (94, Size::Double),
+        (102, Size::Double),
+    ],
+    header: 110,
     ..V4
 };
 const V6: Fields = Fields {
@@ -112,6 +140,7 @@ pub(super) fn frame(macs: Macs, source: IpAddr, to: SocketAddr, kind: Kind) -> R
             tcp.write(&mut frame, &[])?;
         }
         Kind::Error => return error(macs, source, to),
+        Kind::Wrapped => anyhow::bail!("another node makes these"),
     }
     let header = fields(&frame).header;
     frame.resize(header.max(60), 0);
@@ -140,6 +169,7 @@ fn error(macs: Macs, client: IpAddr, from: SocketAddr) -> Result<Vec<u8>> {
 fn fields(frame: &[u8]) -> Fields {
     match (frame[12], frame[23]) {
         (8, 1) => V4_ERROR,
+        (8, 17) if frame[36..38] == TUNNEL_PORT.to_be_bytes() => WRAPPED,
         (8, _) => V4,
         _ => V6,
     }

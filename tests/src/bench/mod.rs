@@ -3,6 +3,7 @@
 mod assembler;
 mod cluster;
 mod contents;
+mod established;
 mod frames;
 mod kernel;
 mod kubernetes;

@@ -7,18 +7,22 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::abi::{NextHop, Segment};
+use lb_common::{
+    abi::{NextHop, Segment},
+    bytes::Addr,
+};
 use lb_userspace::attach::Clock;
 use serde_json::json;
 
 use super::{
     assembler::Assembler,
     contents::{self, Kind as Service},
+    established,
     frames::{self, Fresh, Kind},
     kernel::{self, XDP_PASS, XDP_TX},
     machine,
 };
-use crate::kernel::Kernel;
+use crate::{director::Director, kernel::Kernel};
 
 /// Rounds of each case and packets in a round. The fastest round counts: all that disturbs makes rounds slower.
 const ROUNDS: u32 = 25;
@@ -59,7 +63,10 @@ const fn case(name: &'static str, service: Service, kind: Kind, flows: u64, targ
 /// More flows than fit any table: each packet begins one.
 const ENDLESS: u64 = 1 << 31;
 
-const CASES: [Case; 17] = [
+/// Flows of which the maps have entries.
+const FLOWS: u32 = 1 << 16;
+
+const CASES: [Case; 22] = [
     Case {
         name: "not ours",
         to: NOT_OURS,
@@ -112,6 +119,43 @@ const CASES: [Case; 17] = [
     ),
     case("nat hit", Service::Nat, Kind::Ack, 1, 130.0),
     case("nat hit, 64 k flows", Service::Nat, Kind::Ack, 1 << 16, 0.0),
+    case(
+        "dsr v4 director, 64 k flows",
+        Service::Dsr4,
+        Kind::Ack,
+        1 << 16,
+        60.0,
+    ),
+    case(
+        "dsr v6 director, 64 k flows",
+        Service::Dsr6,
+        Kind::Ack,
+        1 << 16,
+        70.0,
+    ),
+    case(
+        "syn, dsr v4 director",
+        Service::Dsr4,
+        Kind::Syn,
+        ENDLESS,
+        0.0,
+    ),
+    Case {
+        name: "dsr v4 receiver",
+        to: Service::Local.vip(),
+        kind: Kind::Wrapped,
+        flows: 1,
+        action: XDP_PASS,
+        target: Some(150.0),
+    },
+    Case {
+        name: "local v4, 64 k flows",
+        to: Service::Local.vip(),
+        kind: Kind::Ack,
+        flows: 1 << 16,
+        action: XDP_PASS,
+        target: None,
+    },
     case("nat miss", Service::Nat, Kind::Syn, ENDLESS, 0.0),
     case("syn, ipip", Service::Ipip4, Kind::Syn, ENDLESS, 55.0),
     case("udp, ipip", Service::Ipip4, Kind::Udp, ENDLESS, 50.0),
@@ -143,8 +187,19 @@ pub(super) fn run(json: bool) -> Result<()> {
         },
         ..NextHop::default()
     };
-    contents::fill(&mut kernel, &next_hop, clock.rate()?)?;
-    contents::establish(&kernel, CLIENT4, 1 << 16, clock.now()? as u32)?;
+    let hz = clock.rate()?;
+    contents::fill(&mut kernel, &next_hop, hz)?;
+    for (kind, client) in [
+        (Service::Nat, CLIENT4.into()),
+        (Service::Dsr4, CLIENT4.into()),
+        (Service::Dsr6, CLIENT6.into()),
+        (Service::Local, CLIENT4.into()),
+    ] {
+        established::enter(&kernel, kind, client, FLOWS, clock.now()? as u32)?;
+    }
+    let ends = [contents::PEER, contents::OWN].map(|ip| Addr::from(IpAddr::V4(ip)));
+    let ops = contents::ops(&next_hop, hz);
+    let director = Director::of(&ops, contents::settings(hz), ends, MACS[1]);
     let info = kernel.xdp()?.info()?;
     let verified = info.verified_instruction_count().unwrap_or(0);
     let translated = info.size_translated().unwrap_or(0) / 8;
@@ -152,7 +207,7 @@ pub(super) fn run(json: bool) -> Result<()> {
     let empty = kernel::load(&Assembler::default().finish(XDP_PASS))?;
     let rows = CASES
         .iter()
-        .map(|case| measure(case, program.as_fd(), empty.as_fd()).context(case.name))
+        .map(|case| measure(case, &director, program.as_fd(), empty.as_fd()).context(case.name))
         .collect::<Result<Vec<_>>>()?;
     let floor = tenths(rows[0].floor);
     let mut alone = f64::MAX;
@@ -195,12 +250,23 @@ fn tenths(ns: f64) -> f64 {
 }
 
 /// Both programs behind the same trampoline, round by round, so that both see the same machine.
-fn measure(case: &'static Case, program: BorrowedFd<'_>, empty: BorrowedFd<'_>) -> Result<Row> {
+fn measure(
+    case: &'static Case,
+    director: &Director,
+    program: BorrowedFd<'_>,
+    empty: BorrowedFd<'_>,
+) -> Result<Row> {
     let client = match case.to {
         SocketAddr::V4(_) => IpAddr::V4(CLIENT4),
         SocketAddr::V6(_) => IpAddr::V6(CLIENT6),
     };
-    let frame = frames::frame(MACS, client, case.to, case.kind)?;
+    let frame = match case.kind {
+        Kind::Wrapped => {
+            director.sent(&frames::frame(MACS, client, case.to, Kind::Syn)?)?;
+            director.sent(&frames::frame(MACS, client, case.to, Kind::Ack)?)?
+        }
+        kind => frames::frame(MACS, client, case.to, kind)?,
+    };
     let fresh = Fresh::new(frame, case.flows)?;
     let first = match case.kind {
         Kind::Later => Some(frames::frame(MACS, client, case.to, Kind::First)?),

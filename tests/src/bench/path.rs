@@ -21,6 +21,7 @@ use serde_json::json;
 
 use super::{
     contents::{self, Kind as Service},
+    established,
     frames::{self, Kind},
     kernel::{self, Cell},
     machine,
@@ -180,7 +181,13 @@ impl Stage {
             ..NextHop::default()
         };
         contents::fill(&mut kernel, &next_hop, clock.rate()?)?;
-        contents::establish(&kernel, CLIENT, FLOWS, clock.now()? as u32)?;
+        established::enter(
+            &kernel,
+            Service::Nat,
+            CLIENT.into(),
+            FLOWS,
+            clock.now()? as u32,
+        )?;
         // Devices are looked up in the namespace of whoever enters them.
         let folder = kernel.folder.clone();
         balancer.enter(|| contents::allow(&folder, downlink))?;
