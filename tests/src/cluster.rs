@@ -8,6 +8,7 @@ mod agents;
 mod askers;
 mod caller;
 mod endpoints;
+mod nginx;
 mod node;
 mod space;
 mod traffic;
@@ -30,10 +31,11 @@ use serde_json::Value;
 use tokio::runtime;
 
 pub use self::{
-    agents::{Agents, with_agents, with_settings, without_agents},
+    agents::{Agents, with_agents, with_settings, with_tunnels, without_agents},
     askers::{Asker, Met},
     caller::{Call, Caller, Explained},
     endpoints::{Endpoint, Pod},
+    nginx::{NGINX, Nginx},
     node::{Stopped, Tracked},
     space::{Entries, Space},
     traffic::{Datagrams, Reach},

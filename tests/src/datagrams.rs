@@ -1,9 +1,15 @@
 //! Frames that are parts of datagrams or tell about them: fragments and ICMP errors, made from whole frames by
 //! etherparse.
 
-use std::{net::IpAddr, ops::Range};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+};
 
-use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, PacketBuilder};
+use etherparse::{
+    IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, NetSlice, PacketBuilder, SlicedPacket,
+    TransportSlice,
+};
 
 /// Bytes of an untagged frame's link header.
 pub const LINK: usize = 14;
@@ -20,6 +26,31 @@ pub fn headers(frame: &[u8]) -> usize {
     } else {
         LINK + 40
     }
+}
+
+/// From where and to where a whole frame is, if it is of TCP or UDP.
+pub fn ends(frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let packet = SlicedPacket::from_ethernet(frame).ok()?;
+    let (from, to): (IpAddr, IpAddr) = match packet.net? {
+        NetSlice::Ipv4(ip) => (
+            ip.header().source_addr().into(),
+            ip.header().destination_addr().into(),
+        ),
+        NetSlice::Ipv6(ip) => (
+            ip.header().source_addr().into(),
+            ip.header().destination_addr().into(),
+        ),
+        NetSlice::Arp(_) => return None,
+    };
+    let (source, destination) = match packet.transport? {
+        TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port()),
+        TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port()),
+        _ => return None,
+    };
+    Some((
+        SocketAddr::new(from, source),
+        SocketAddr::new(to, destination),
+    ))
 }
 
 /// The fragments of a whole frame's datagram, each with `size` bytes (a multiple of 8) of its payload or what is left.

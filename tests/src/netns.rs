@@ -68,9 +68,19 @@ impl Netns {
         Self::open(name.to_owned(), false)
     }
 
+    /// That of a process, which `ip` has no name for.
+    pub fn of(process: u32) -> Result<Self> {
+        let path = format!("/proc/{process}/ns/net");
+        Self::file(Path::new(&path), path.clone(), false)
+    }
+
     fn open(name: String, ours: bool) -> Result<Self> {
         let path = Path::new("/run/netns").join(&name);
-        let file = File::open(&path).with_context(|| path.display().to_string())?;
+        Self::file(&path, name, ours)
+    }
+
+    fn file(path: &Path, name: String, ours: bool) -> Result<Self> {
+        let file = File::open(path).with_context(|| path.display().to_string())?;
         Ok(Self(Arc::new(Inner { name, file, ours })))
     }
 

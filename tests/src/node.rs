@@ -227,6 +227,8 @@ impl Node {
                     weight: 100,
                     drain: false,
                     down: false,
+                    away: false,
+                    node_address: None,
                     source: None,
                     path: None,
                     origin: None,
@@ -256,6 +258,7 @@ impl Node {
             };
             let service = Service {
                 mode: Mode::Local,
+                is_tunnel_end: false,
                 affinity: None,
                 algorithm: Algorithm::Rendezvous,
                 groups: vec![group],

@@ -68,13 +68,13 @@ http {{
     start(host, &mut command, HTTP)
 }
 
-/// The file behind `/big`: bytes that repeat nowhere near each other.
-pub fn write_big_file(folder: &Folder) -> Result<PathBuf> {
+/// The file behind `/big`: bytes that repeat nowhere near each other, in whole MiB.
+pub fn write_big_file(folder: &Folder, bytes: usize) -> Result<PathBuf> {
     let path = folder.file("big");
     let mut file = fs::File::create(&path)?;
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut block = Vec::with_capacity(1 << 20);
-    for _ in 0..BIG_FILE_BYTES >> 20 {
+    for _ in 0..bytes >> 20 {
         block.clear();
         while block.len() < 1 << 20 {
             // xorshift64

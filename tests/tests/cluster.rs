@@ -9,6 +9,8 @@ mod agents;
 mod baseline;
 #[path = "cluster/churn.rs"]
 mod churn;
+#[path = "cluster/dsr.rs"]
+mod dsr;
 #[path = "cluster/edits.rs"]
 mod edits;
 #[path = "cluster/explain.rs"]

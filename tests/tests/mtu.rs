@@ -99,7 +99,7 @@ fn a_backend_learns_what_fits_the_way_to_the_client(way: Way) -> Result<()> {
     let stage = Stage::set(way, Shape::OneArm)?;
     stage.client().ip(["link set eth0 mtu 1500"])?;
     stage.topology.router.ip(["link set c1 mtu 1300"])?;
-    let sent = servers::write_big_file(&stage.folder)?;
+    let sent = servers::write_big_file(&stage.folder, servers::BIG_FILE_BYTES)?;
     let received = stage.folder.file("received");
     let path = received.display().to_string();
     for family in Family::BOTH {

@@ -72,7 +72,7 @@ fn every_backend_answers_http_in_its_share(way: Way) -> Result<()> {
 
 fn a_large_file_arrives_whole(way: Way) -> Result<()> {
     let stage = Stage::set(way, Shape::OneArm)?;
-    let sent = servers::write_big_file(&stage.folder)?;
+    let sent = servers::write_big_file(&stage.folder, servers::BIG_FILE_BYTES)?;
     let received = stage.folder.file("received");
     for family in Family::BOTH {
         let url = format!("http://{}/big", stage.vip(family, HTTP));

@@ -261,6 +261,7 @@ fn start<D: Dataplane>(
         drains,
         hz: 1000,
         node: String::new(),
+        agents: None,
     };
     Ok(Engine::start(start, dataplane)?)
 }

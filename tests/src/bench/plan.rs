@@ -84,6 +84,7 @@ fn measure(scale: Scale) -> Result<Figures> {
         drains: Drains::default(),
         hz: 1000,
         node: String::new(),
+        agents: None,
     };
     let mut engine = Engine::start(start(config, facts), maps.installation.dataplane()?)?;
     engine.flush()?;

@@ -68,7 +68,12 @@ pub fn with_agents(test: impl FnOnce(&Cluster, &Agents<'_>) -> Result<()>) -> Re
     with_settings(&[PASSING], test)
 }
 
-/// The same with these fields of the config in place of what the manifest says of the cluster. The next test has agents as it wants them.
+/// The same as the manifest says: endpoints on other nodes are reached through tunnels.
+pub fn with_tunnels(test: impl FnOnce(&Cluster, &Agents<'_>) -> Result<()>) -> Result<()> {
+    with_settings(&[SETTINGS], test)
+}
+
+/// [`with_agents`] with these fields of the config in place of what the manifest says of the cluster. The next test has agents as it wants them.
 pub fn with_settings(
     fields: &[&str],
     test: impl FnOnce(&Cluster, &Agents<'_>) -> Result<()>,
@@ -262,6 +267,18 @@ impl Agents<'_> {
             self.serve("node1", server)?;
         }
         Ok(servers)
+    }
+
+    /// Sends everything for a frontend to a node and waits until the packet path there serves all of it: other nodes are
+    /// known to have an agent when that is ready. Names of the pods that answered.
+    pub fn serve_wholly(&self, node: &str, server: SocketAddr) -> Result<BTreeSet<String>> {
+        self.cluster.route(server.ip(), node)?;
+        until(PATIENCE, || {
+            let (answered, done) = self.answering(node, server)?;
+            let all = done.new_flows == Cluster::REQUESTS && done.passed == 0;
+            ensure!(all, "{server}: {done:?}");
+            Ok(answered)
+        })
     }
 
     /// The element of `millrace services` of `192.0.2.1:80/tcp`, for example.

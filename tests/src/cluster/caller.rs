@@ -148,19 +148,28 @@ impl Agents<'_> {
         let to = format!("{to}/tcp");
         let one = |from: &SocketAddr| {
             let from = from.to_string();
-            let ends = ["explain", "--from", &from, "--to", &to, "--flags", flags];
-            let output = self.output(&pod, &[&ends[..], &["--output=json"]].concat())?;
-            let text = String::from_utf8(output.stdout)?;
-            let said = serde_json::from_str(&text).with_context(|| {
-                let error = String::from_utf8_lossy(&output.stderr);
-                format!("{from} to {to}: {text} {error}")
-            })?;
-            Ok(Explained {
-                said,
-                exit: output.status.code(),
-            })
+            self.explained(&pod, &["--from", &from, "--to", &to, "--flags", flags])
         };
         from.iter().map(one).collect()
+    }
+
+    /// What a node's agent says would become of a whole frame, in hex.
+    pub fn explain_frame(&self, node: &str, frame: &str) -> Result<Explained> {
+        self.explained(&self.pod(node)?, &["--frame", frame])
+    }
+
+    fn explained(&self, pod: &str, packet: &[&str]) -> Result<Explained> {
+        let words = [&["explain", "--output=json"], packet].concat();
+        let output = self.output(pod, &words)?;
+        let text = String::from_utf8(output.stdout)?;
+        let said = serde_json::from_str(&text).with_context(|| {
+            let error = String::from_utf8_lossy(&output.stderr);
+            format!("{packet:?}: {text} {error}")
+        })?;
+        Ok(Explained {
+            said,
+            exit: output.status.code(),
+        })
     }
 
     /// Flows to a frontend that a node's packet path remembers, those over TCP.

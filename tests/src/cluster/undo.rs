@@ -13,6 +13,9 @@ use serde_json::Value;
 use super::Cluster;
 use crate::netns::Netns;
 
+/// Of each `eth0`, in bytes.
+const MTU: u16 = 1500;
+
 /// Undoes a change on drop, whatever became of the test.
 #[must_use = "undone at once"]
 pub struct Undo<'a>(Box<dyn Fn() -> Result<()> + 'a>);
@@ -65,6 +68,24 @@ impl Cluster {
         self.router.ip([route.as_str()])?;
         let delete = format!("route delete {client} dev client");
         Ok(Undo::by(move || self.router.ip([delete.as_str()])))
+    }
+
+    /// The wires of these places carry so much: both ends of each.
+    pub fn carry(&self, places: &[String], mtu: u16) -> Result<Undo<'_>> {
+        let set = {
+            let places = places.to_vec();
+            move |mtu: u16| {
+                for name in &places {
+                    let router = format!("link set dev {name} mtu {mtu}");
+                    self.router.ip([router.as_str()])?;
+                    let place = format!("link set dev eth0 mtu {mtu}");
+                    self.place(name)?.ip([place.as_str()])?;
+                }
+                Ok(())
+            }
+        };
+        set(mtu)?;
+        Ok(Undo::by(move || set(MTU)))
     }
 
     /// A table of nftables' family `inet` at a place. `rules` are objects and chains as `nft` reads them.

@@ -8,7 +8,7 @@ use etherparse::PacketBuilder;
 use super::{Cluster, Datagrams};
 use crate::{
     datagrams::{self, Message},
-    raw::{self, Wire},
+    raw::{self, Tap, Wire},
 };
 
 /// Hops that are left behind the router.
@@ -30,6 +30,11 @@ impl Cluster {
             wire: Wire::open(&self.router, node)?,
             macs: [raw::mac_bytes(&own)?, raw::mac_bytes(&theirs)?],
         })
+    }
+
+    /// Sees what goes over a device of a place.
+    pub fn tap(&self, place: &str, device: &str) -> Result<Tap> {
+        Tap::open(&self.place(place)?, device)
     }
 }
 

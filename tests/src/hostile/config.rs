@@ -52,6 +52,7 @@ fn serve(config: &Config, maps: Fake) -> Option<Fake> {
         hash_key: Some(config.cluster_key.map_or([1, 2], |key| key.0)),
         hz: 1000,
         node: String::new(),
+        agents: None,
     };
     let mut engine = Engine::start(start, maps).expect("maps in memory can be read");
     match engine.flush() {

@@ -14,7 +14,6 @@ use aya::{
     Pod,
     maps::{HashMap, Map, MapData},
 };
-use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use lb_common::{
     abi::{Flow, Reason, Tuple, flow_state},
     bytes::{self, Address},
@@ -24,6 +23,7 @@ use lb_common::{
 };
 use lb_tests::{
     both::{Both, Outcome},
+    datagrams,
     netns::run,
 };
 use lb_userspace::dataplane::FlowState;
@@ -36,29 +36,7 @@ pub(super) const V6: (&str, &str) = ("2001:db8:9::1", "2001:db8::10");
 
 /// Addresses and ports of a frame.
 pub(super) fn ends(frame: &[u8]) -> (SocketAddr, SocketAddr) {
-    let packet = SlicedPacket::from_ethernet(frame).expect("a whole packet");
-    let (from, to): (IpAddr, IpAddr) = match packet.net.expect("a network header") {
-        NetSlice::Ipv4(ip) => (
-            ip.header().source_addr().into(),
-            ip.header().destination_addr().into(),
-        ),
-        NetSlice::Ipv6(ip) => (
-            ip.header().source_addr().into(),
-            ip.header().destination_addr().into(),
-        ),
-        NetSlice::Arp(_) => unreachable!("an IP packet"),
-    };
-    match packet.transport.expect("a transport header") {
-        TransportSlice::Tcp(tcp) => (
-            SocketAddr::new(from, tcp.source_port()),
-            SocketAddr::new(to, tcp.destination_port()),
-        ),
-        TransportSlice::Udp(udp) => (
-            SocketAddr::new(from, udp.source_port()),
-            SocketAddr::new(to, udp.destination_port()),
-        ),
-        other => unreachable!("{other:?}"),
-    }
+    datagrams::ends(frame).expect("a whole packet")
 }
 
 pub(super) fn packet((client, vip): (&str, &str), port: u16, kind: Kind) -> Packet {

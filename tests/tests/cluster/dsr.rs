@@ -1,0 +1,100 @@
+//! `dsr`: pods of other nodes get the client's own packets through tunnels, and answer the client themselves.
+
+#[path = "dsr/transfers.rs"]
+mod transfers;
+#[path = "dsr/way.rs"]
+mod way;
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+use lb_tests::cluster::{Agents, Call, Cluster, Space, vips, with_tunnels};
+use serde_json::json;
+
+/// Connections to each family's frontend. With half of the pods here, one run in 2^19 meets none of one kind.
+const CALLS: usize = 10;
+
+/// Characters that a client sends and gets back: many packets, each of which would be too large for a tunnel.
+const LONG: usize = 60_000;
+
+/// A pod on each node behind VIPs that node 1 has, all of it by the packet path.
+fn serve(agents: &Agents<'_>, space: &Space<'_>, number: u8) -> Result<[SocketAddr; 2]> {
+    space.spread("web", 1)?;
+    space.service("web", &vips(number), &json!({}))?;
+    let pods = space.pods("web", None)?;
+    let servers = agents.serve_vips(vips(number))?;
+    for server in servers {
+        let answered = agents.serve_wholly("node1", server)?;
+        ensure!(answered == pods, "{server}: {answered:?} of {pods:?}");
+    }
+    Ok(servers)
+}
+
+/// Connections of both kinds: to the pod of node 1, and to that of node 2.
+fn calls(cluster: &Cluster, server: SocketAddr) -> Result<[Vec<Call>; 2]> {
+    let mut calls = [Vec::new(), Vec::new()];
+    for caller in cluster.callers(CALLS, server.is_ipv6())? {
+        let call = caller.call(server)?;
+        let here = !cluster.tracked("node1", call.from)?.is_empty();
+        let there = !cluster.tracked("node2", call.from)?.is_empty();
+        ensure!(here != there, "{}: here {here}, there {there}", call.from);
+        calls[usize::from(there)].push(call);
+    }
+    ensure!(calls.iter().all(|calls| !calls.is_empty()), "{calls:?}");
+    Ok(calls)
+}
+
+/// The node that the client's packets come to does not track what goes to the other one, whose pod sees the client all the
+/// same.
+///
+/// A4.1, A10.1
+#[test]
+fn pods_of_all_nodes_see_the_client() -> Result<()> {
+    with_tunnels(|cluster, agents| {
+        let space = cluster.space("dsr")?;
+        for server in serve(agents, &space, 150)? {
+            for mut call in calls(cluster, server)?.into_iter().flatten() {
+                let seen = call.seen()?;
+                ensure!(seen == call.from, "{}: {seen}", call.from);
+            }
+            for _ in 0..CALLS {
+                cluster.ensure_seen(server)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What a client sends does not fit a tunnel; it hears of that, and sends less at a time.
+#[test]
+fn large_requests_and_answers_arrive_whole() -> Result<()> {
+    with_tunnels(|cluster, agents| {
+        let space = cluster.space("large")?;
+        for server in serve(agents, &space, 151)? {
+            for mut call in calls(cluster, server)?.into_iter().flatten() {
+                let text: String = ('a'..='z').cycle().take(LONG).collect();
+                let said = call.get(&format!("echo?msg={text}"))?;
+                ensure!(said == text, "{} bytes came back", said.len());
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A13.4
+#[test]
+fn connections_outlive_the_agents_of_both_nodes() -> Result<()> {
+    with_tunnels(|cluster, agents| {
+        let space = cluster.space("outlive")?;
+        let mut all = Vec::new();
+        for server in serve(agents, &space, 152)? {
+            all.extend(calls(cluster, server)?.into_iter().flatten());
+        }
+        agents.restart()?;
+        for call in &mut all {
+            let seen = call.seen()?;
+            ensure!(seen == call.from, "{}: {seen}", call.from);
+        }
+        Ok(())
+    })
+}
