@@ -89,19 +89,19 @@ pub fn client<A: Address>(key: &[u64; 2], client: &A) -> u64 {
 }
 
 /// Tag of a tunnelled packet (design.md section 6): of its flow's hash as 8 little-endian bytes, the backend's address (4 or
-/// 16 bytes) and its port, with a key of the nodes' own. Who does not know both keys cannot make one; who has seen one can
+/// 16 bytes), its port and the packet's kind, with a key of the nodes' own. Who does not know both keys cannot make one; who has seen one can
 /// send it again.
 #[inline(always)]
-pub fn tag<A: Address>(key: &[u64; 2], flow: u64, backend: &A, port: Be16) -> u64 {
+pub fn tag<A: Address>(key: &[u64; 2], flow: u64, backend: &A, port: Be16, kind: u8) -> u64 {
     let mut sip = Sip::new(key);
     sip.block(flow);
-    let port = u64::from(port.raw());
+    let end = u64::from(port.raw()) | u64::from(kind) << 16;
     if A::WORDS == 1 {
-        sip.block(14 << 56 | port << 32 | u64::from(backend.word(0)));
+        sip.block(15 << 56 | end << 32 | u64::from(backend.word(0)));
     } else {
         sip.block(pair(backend.word(0), backend.word(1)));
         sip.block(pair(backend.word(2), backend.word(3)));
-        sip.block(26 << 56 | port);
+        sip.block(27 << 56 | end);
     }
     sip.finish()
 }
@@ -160,10 +160,10 @@ mod tests {
             prop_assert_eq!(flow(&[0, 0], &v4), reference(&bytes));
             prop_assert_eq!(client(&[0, 0], &v4.source), reference(&a));
             let seen = 0x0123_4567_89ab_cdef_u64.wrapping_mul(u64::from(source_port) + 1);
-            let bytes = [&seen.to_le_bytes()[..], &a[..], &to.to_bytes()[..]].concat();
-            prop_assert_eq!(tag(&[0, 0], seen, &v4.source, to), reference(&bytes));
-            let bytes = [&seen.to_le_bytes()[..], &source[..], &to.to_bytes()[..]].concat();
-            prop_assert_eq!(tag(&[0, 0], seen, &v6.source, to), reference(&bytes));
+            let bytes = [&seen.to_le_bytes()[..], &a[..], &to.to_bytes()[..], &[protocol]].concat();
+            prop_assert_eq!(tag(&[0, 0], seen, &v4.source, to, protocol), reference(&bytes));
+            let bytes = [&seen.to_le_bytes()[..], &source[..], &to.to_bytes()[..], &[protocol]].concat();
+            prop_assert_eq!(tag(&[0, 0], seen, &v6.source, to, protocol), reference(&bytes));
         }
     }
 

@@ -65,7 +65,7 @@ pub struct Shell {
     pub option: u32,
     pub port: u16,
     pub key: u8,
-    pub pad: u8,
+    pub kind: u8,
     pub tag: u64,
 }
 

@@ -8,9 +8,11 @@ use std::net::IpAddr;
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
 
+use lb_common::pipeline::Verdict;
+
 use crate::{
     datagrams::{self, Message},
-    director::Director,
+    director::{Director, Receiver},
     world::{FRONTENDS, OWN},
 };
 
@@ -42,6 +44,8 @@ pub struct Frames {
     leaving: Vec<Vec<u8>>,
     /// The other node, over IPv4 and over IPv6.
     directors: [Director; 2],
+    /// The same node, where frames from here go.
+    receiver: Receiver,
 }
 
 impl Frames {
@@ -55,6 +59,7 @@ impl Frames {
             pieces: Vec::new(),
             leaving: Vec::new(),
             directors: [true, false].map(|over_v4| Director::new(over_v4, mac)),
+            receiver: Receiver::new(mac),
         }
     }
 
@@ -171,6 +176,9 @@ impl Frames {
 
     /// By way of another node, if that sends something here; one of eight is broken underway.
     fn tunnelled(&mut self) -> Vec<u8> {
+        if let Some(given_back) = self.given_back() {
+            return given_back;
+        }
         let over = self.below(2) as usize;
         let sent = (0..8).find_map(|_| {
             let frame = match self.below(8) {
@@ -188,6 +196,13 @@ impl Frames {
             sent[at] ^= 1 << self.below(8);
         }
         sent
+    }
+
+    /// What the other node does not know either, of what has left here.
+    fn given_back(&mut self) -> Option<Vec<u8>> {
+        let at = self.below(2 * self.forwarded.len() as u64 + 1) as usize;
+        let (verdict, back) = self.receiver.take(self.forwarded.get(at)?);
+        (verdict == Verdict::Transmit).then_some(back)
     }
 
     /// Flags, TTL and payload of all kinds.

@@ -130,7 +130,7 @@ const FLAGS: [u64; 11] = [
 ];
 
 /// Names of services 1 to 11.
-const NAMES: [&str; 11] = [
+pub(crate) const NAMES: [&str; 11] = [
     "nat4", "nat6", "ipip", "l2", "ranges", "empty", "local4", "local6", "dsr4", "dsr6", "tunnel",
 ];
 
@@ -318,7 +318,7 @@ pub fn ops(hz: u32, macs: [([u8; 6], u32); 2]) -> Vec<Op> {
     ops
 }
 
-fn target(service: u32, address: &Addr, id: u32) -> Op {
+pub(crate) fn target(service: u32, address: &Addr, id: u32) -> Op {
     let port = Be16::new(8080);
     if address.is_v4() {
         let key = TargetKey::new(service, V4::from_addr(address), port);

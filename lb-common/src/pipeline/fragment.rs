@@ -152,11 +152,7 @@ fn later<A: Layout, T: Tables + FamilyTables<A>>(
     scratch.frontend.id = frontend;
     scratch.flow = known.flow;
     let (id, generation) = (known.flow.backend, known.flow.generation);
-    scratch.chosen = Chosen {
-        hash: u64::from(known.label) << 32,
-        id,
-        pad: 0,
-    };
+    scratch.chosen = Chosen::new(u64::from(known.label) << 32, id);
     if state & local::ANSWER != 0 {
         return Ok(FOLLOW);
     }

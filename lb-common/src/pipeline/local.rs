@@ -8,6 +8,7 @@ use super::{
     parse::{Layout, tcp_flag},
     ports, rewrite, select,
     steer::{self, Chosen},
+    tunnel::{self, kind},
 };
 use crate::{
     abi::{Backend, Flow, Hop, Mode, Reason, Tuple, backend_state, flow_state},
@@ -49,20 +50,29 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         id,
         mode: backend.mode,
     });
-    if !scratch.parsed.tuple_is_udp() && !scratch.parsed.is_syn() {
-        return leave(path, frontend, Reason::NoFlow);
-    }
+    let begins = scratch.parsed.tuple_is_udp() || scratch.parsed.is_syn();
     let away = backend.state == backend_state::AWAY;
     if backend.mode == Mode::Dsr as u8 && !away {
-        remember(path, scratch, &backend, id, flow_state::SENT, now);
-        scratch.chosen = Chosen { hash, id, pad: 0 };
+        scratch.chosen = Chosen::new(hash, id);
+        if begins {
+            remember(path, scratch, &backend, id, flow_state::SENT, now);
+        } else {
+            // Another node may have sent the ones before.
+            scratch.chosen.kind = u32::from(kind::ASKED);
+        }
         return steer::CHOSEN;
+    }
+    if !begins {
+        return leave(path, frontend, Reason::NoFlow);
     }
     if backend.mode == Mode::Nat as u8 {
         return classify::FLOWS;
     }
     if backend.mode == Mode::Pass as u8 || away {
-        remember(path, scratch, &backend, id, flow_state::PASSED, now);
+        // What begins over TCP is in kube-proxy's own memory.
+        if scratch.parsed.tuple_is_udp() {
+            remember(path, scratch, &backend, id, flow_state::PASSED, now);
+        }
         return leave(path, frontend, Reason::Pass);
     }
     if backend.mode != Mode::Local as u8 || backend.address.is_v4() != (A::VERSION == 4) {
@@ -116,7 +126,8 @@ fn known<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 }
 
 /// Takes a packet that another node sent for the chosen backend, which is on this one. What this node would do with the
-/// flow by itself does not count: the client's packets may come in by several nodes.
+/// flow by itself does not count: the client's packets may come in by several nodes. [`tunnel::UNKNOWN`]: the other one
+/// asked, and this one does not know the flow either.
 #[inline(never)]
 pub(crate) fn accept<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
@@ -129,6 +140,9 @@ pub(crate) fn accept<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     {
         return word;
     }
+    if scratch.chosen.kind == u32::from(kind::ASKED) {
+        return tunnel::UNKNOWN;
+    }
     match path.tables.backend(id) {
         Some(backend)
             if backend.mode == Mode::Local as u8
@@ -138,6 +152,24 @@ pub(crate) fn accept<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         }
         _ => path.end(scratch.frontend.id, Reason::TunnelTarget).pack(),
     }
+}
+
+/// Leaves a connection that its backend's node does not know to kube-proxy, which does if anyone does, and remembers that.
+#[inline(always)]
+pub(crate) fn give_up<A: Layout, T: Tables + FamilyTables<A>>(
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> u64 {
+    let frontend = scratch.frontend.id;
+    let ends = scratch.parsed.tuple_is_udp() || scratch.parsed.flags & tcp_flag::RST != 0;
+    if !ends
+        && let Ok((id, _)) = select::owner_of(path, &scratch.parsed, &scratch.service)
+        && let Some(backend) = path.tables.backend(id)
+    {
+        let now = path.tables.now();
+        remember(path, scratch, &backend, id, flow_state::PASSED, now);
+    }
+    leave(path, frontend, Reason::NoFlow)
 }
 
 /// Leaves the packet to whoever serves the VIP beside us; at tc it has been counted already.
@@ -150,7 +182,7 @@ pub(crate) fn leave<T: Tables>(path: &Path<'_, T>, frontend: u32, reason: Reason
 }
 
 /// Whether nothing is left of what the entry stands for: a UDP flow that has passed long ago, or a connection that its
-/// client begins anew when its backend gets no new ones.
+/// client begins anew when kube-proxy had it, or when its backend gets no new ones.
 #[inline(always)]
 fn is_over<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>, now: u32) -> bool {
     let flow = &scratch.flow;
@@ -159,9 +191,10 @@ fn is_over<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>,
         return idle > path.settings.hz.saturating_mul(PASSED_SECONDS);
     }
     scratch.parsed.is_syn()
-        && path.tables.backend(flow.backend).is_none_or(|backend| {
-            backend.generation != flow.generation || backend.state != backend_state::USABLE
-        })
+        && (flow.state & flow_state::PASSED != 0
+            || path.tables.backend(flow.backend).is_none_or(|backend| {
+                backend.generation != flow.generation || backend.state != backend_state::USABLE
+            }))
 }
 
 /// An entry that changes nothing.
@@ -196,12 +229,9 @@ fn remember<A: Layout, T: Tables + FamilyTables<A>>(
     now: u32,
 ) {
     scratch.flow = entry(scratch, backend, id, now);
-    // What passes over TCP is known by kube-proxy's own entry.
-    if scratch.parsed.tuple_is_udp() || state == flow_state::SENT {
-        scratch.flow.state = state;
-        let (table, tuple) = (FlowTable::HalfOpen, &scratch.parsed.tuple);
-        path.tables.insert_flow(table, tuple, &scratch.flow, false);
-    }
+    scratch.flow.state = state;
+    let (table, tuple) = (FlowTable::HalfOpen, &scratch.parsed.tuple);
+    path.tables.insert_flow(table, tuple, &scratch.flow, false);
 }
 
 /// Moves a TCP connection that goes on elsewhere to where no flood of SYNs evicts it. What its backend says is not seen

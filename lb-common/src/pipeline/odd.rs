@@ -132,6 +132,9 @@ pub(crate) fn arrived<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
             word = local::accept(packet, path, scratch);
         }
     }
+    if word == tunnel::UNKNOWN {
+        return tunnel::give_back(packet, path, scratch, envelope);
+    }
     if is_first {
         fragment::remember(path, scratch, word);
     }

@@ -1,7 +1,7 @@
 //! Selection for a packet whose tuple is not simply its own: a first fragment's, or that of the packet that an ICMP error
 //! is about. The same tables and the same hash as for whole packets, in two steps.
 
-use super::{FamilyScratch, Path, Step, classify, fragment, parse::Layout, select};
+use super::{FamilyScratch, Path, Step, classify, fragment, parse::Layout, select, tunnel::kind};
 use crate::{
     abi::{Mode, Reason},
     hash,
@@ -22,18 +22,21 @@ pub(crate) struct Chosen {
     pub(crate) hash: u64,
     /// Id of the backend.
     pub(crate) id: u32,
-    pub(crate) pad: u32,
+    /// What its node is told in a tunnel: of [`super::tunnel::kind`].
+    pub(crate) kind: u32,
 }
 
 impl Chosen {
     /// The backend of a flow that has an entry.
     #[inline(always)]
     pub(crate) const fn of(id: u32) -> Self {
-        Self {
-            hash: 0,
-            id,
-            pad: 0,
-        }
+        Self::new(0, id)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn new(hash: u64, id: u32) -> Self {
+        let kind = kind::SENT as u32;
+        Self { hash, id, kind }
     }
 }
 
@@ -64,7 +67,7 @@ pub(crate) fn choose<A: Layout, T: Tables + FamilyTables<A>>(
     };
     match select::owner_of(path, &scratch.parsed, &service) {
         Ok((id, hash)) => {
-            scratch.chosen = Chosen { hash, id, pad: 0 };
+            scratch.chosen = Chosen::new(hash, id);
             CHOSEN
         }
         Err(reason) => select::unowned(path, scratch, reason),

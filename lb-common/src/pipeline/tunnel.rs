@@ -5,7 +5,7 @@
 //! outer IP, UDP     from a port by the flow, to the nodes' own; no checksum (RFC 6935, RFC 6936)
 //! Geneve            version 0, length of the option, protocol 0x0800 or 0x86dd, network identifier 0
 //! option            class 0xff4d (experimental), type 0x81 (critical), length
-//!   4               target port, key id, 0
+//!   4               target port, key id, kind
 //!   8               tag
 //!   4 or 16         target address
 //! ```
@@ -16,6 +16,7 @@ use super::{
     FamilyScratch, Path, Step, Verdict, classify,
     encap::{OUTER_TTL, outer4},
     fragment::{FIRST, FOLLOW},
+    local,
     parse::{self, IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout, Odd, UDP, UDP_LEN},
     steer::{CHOSEN, Chosen, STEER},
 };
@@ -36,6 +37,19 @@ const FIXED: u32 = 12;
 const CLASS: u32 = 0xff4d;
 const TYPE: u32 = 0x81;
 
+/// What the sender says of a packet.
+pub(crate) mod kind {
+    /// It begins a flow, or goes on with one that the sender has an entry of.
+    pub(crate) const SENT: u8 = 0;
+    /// The sender knows nothing of the connection.
+    pub(crate) const ASKED: u8 = 1;
+    /// Nor does the node that was asked.
+    pub(crate) const GIVEN_BACK: u8 = 2;
+}
+
+/// Beside the words of [`classify`]: the packet is to be given back.
+pub(crate) const UNKNOWN: u64 = 17 << 24;
+
 /// Bytes of an address of the inner packet's family.
 const fn address_length(v4: bool) -> u32 {
     if v4 { 4 } else { 16 }
@@ -55,10 +69,13 @@ pub(crate) struct Envelope {
     pub(crate) tag: u64,
     pub(crate) port: Be16,
     pub(crate) key: u8,
-    pub(crate) pad: u8,
+    pub(crate) kind: u8,
     /// EtherType of the inner packet, as loaded.
     pub(crate) ether_type: u16,
-    pub(crate) pad2: u16,
+    pub(crate) pad: u16,
+    /// Addresses of the nodes: which sent it, and this one.
+    pub(crate) from: Addr,
+    pub(crate) to: Addr,
 }
 
 /// Wraps the packet for the backend's node. `hash`: that of its flow, or 0 where nobody needed one.
@@ -96,7 +113,8 @@ pub(crate) fn wrap<A: Layout, P: Packet, T: Tables>(
     let tunnel = Tunnel(settings.tunnel);
     let target = A::from_addr(&backend.target);
     let key = &settings.tag_keys[usize::from(tunnel.key() & 1)];
-    let tag = hash::tag(key, hash, &target, backend.port);
+    let kind = scratch.chosen.kind as u8;
+    let tag = hash::tag(key, hash, &target, backend.port, kind);
     let link = parsed.link.length;
     if !packet.open(link, room, !outer_v4) {
         return Err(Reason::NoHeadroom);
@@ -113,7 +131,7 @@ pub(crate) fn wrap<A: Layout, P: Packet, T: Tables>(
         option: (CLASS << 16 | TYPE << 8 | body).to_be(),
         port: backend.port.raw(),
         key: tunnel.key(),
-        pad: 0,
+        kind,
         tag: tag.to_le(),
     };
     let written = if outer_v4 {
@@ -160,6 +178,8 @@ pub(crate) fn open<A: Layout, P: Packet, T: Tables>(
     scratch: &FamilyScratch<A>,
     envelope: &mut Envelope,
 ) -> u64 {
+    let outer = &scratch.parsed.tuple;
+    (envelope.from, envelope.to) = (outer.source.to_addr(), outer.destination.to_addr());
     match unwrap(packet, scratch, envelope) {
         Ok(()) => classify::ARRIVED,
         Err(reason) => path.end(scratch.frontend.id, reason).pack(),
@@ -210,7 +230,7 @@ pub(crate) fn receive<A: Layout, T: Tables + FamilyTables<A>>(
     };
     let target = A::from_addr(&envelope.target);
     let key = &settings.tag_keys[usize::from(envelope.key & 1)];
-    let tag = hash::tag(key, flow, &target, envelope.port);
+    let tag = hash::tag(key, flow, &target, envelope.port, envelope.kind);
     if tag != envelope.tag || !Tunnel::accepts(settings.tag_ids, envelope.key) {
         return path.end(0, Reason::TunnelTag).pack();
     }
@@ -223,7 +243,8 @@ pub(crate) fn receive<A: Layout, T: Tables + FamilyTables<A>>(
         };
     }
     match classify::claim(path, scratch) {
-        Ok(_) | Err(classify::SHARED) => {}
+        Ok(service) => scratch.service = service,
+        Err(classify::SHARED) => {}
         // A tunnel in a tunnel, or no VIP.
         Err(word) if classify::goes_on(word) => {
             return path.end(0, Reason::TunnelTarget).pack();
@@ -235,18 +256,49 @@ pub(crate) fn receive<A: Layout, T: Tables + FamilyTables<A>>(
     if word == FIRST && !path.tables.take(Budget::Fragment, rate, burst) {
         return path.end(frontend.id, Reason::FragmentLimited).pack();
     }
-    let key = TargetKey::new(frontend.service, target, envelope.port);
-    match FamilyTables::<A>::target(path.tables, &key) {
-        Some(id) => {
-            scratch.chosen = Chosen {
-                hash: flow,
-                id,
-                pad: 0,
-            };
-            CHOSEN
-        }
-        None => path.end(frontend.id, Reason::TunnelTarget).pack(),
+    if envelope.kind == kind::GIVEN_BACK {
+        return local::give_up(path, scratch);
     }
+    let key = TargetKey::new(frontend.service, target, envelope.port);
+    // Who is asked may know the connection by a backend that gets no new ones.
+    let id = match FamilyTables::<A>::target(path.tables, &key) {
+        Some(id) => id,
+        None if envelope.kind == kind::ASKED => 0,
+        None => return path.end(frontend.id, Reason::TunnelTarget).pack(),
+    };
+    scratch.chosen = Chosen::new(flow, id);
+    scratch.chosen.kind = u32::from(envelope.kind);
+    CHOSEN
+}
+
+/// Sends the packet back to the node that asked, which was not told more than it knew.
+#[inline(never)]
+pub(crate) fn give_back<A: Layout, P: Packet, T: Tables>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    envelope: &Envelope,
+) -> u64 {
+    let frontend = scratch.frontend.id;
+    let asking = Backend {
+        address: envelope.from,
+        source: envelope.to,
+        target: envelope.target,
+        port: envelope.port,
+        ..Backend::default()
+    };
+    // It has just come by the same way.
+    scratch.exit.mtu = u32::MAX;
+    scratch.chosen.kind = u32::from(kind::GIVEN_BACK);
+    let hash = scratch.chosen.hash;
+    if let Err(reason) = wrap(packet, path, scratch, &asking, hash) {
+        return path.end(frontend, reason).pack();
+    }
+    if !packet.write(0, scratch.parsed.link.macs.swapped().as_header()) {
+        return path.end(frontend, Reason::NoHeadroom).pack();
+    }
+    path.tables.count_reason(frontend, Reason::NoFlow);
+    Verdict::Transmit.pack()
 }
 
 /// Reads what a packet to this node's end of the tunnels says of itself, and takes its outer headers off.
@@ -268,7 +320,8 @@ pub(crate) fn unwrap<A: Layout, P: Packet>(
     let ether_type = if inner_v4 { IPV4 } else { IPV6 };
     let expected = ((1 + body) << 24).to_be() | u32::from(ether_type) << 16;
     let option = (CLASS << 16 | TYPE << 8 | body).to_be();
-    if geneve != expected || network != 0 || shell.option != option || shell.pad != 0 {
+    if shell.kind > kind::GIVEN_BACK || geneve != expected || network != 0 || shell.option != option
+    {
         return Err(Reason::TunnelMalformed);
     }
     let behind = udp + UDP_LEN + GENEVE + OPTION + FIXED;
@@ -281,6 +334,7 @@ pub(crate) fn unwrap<A: Layout, P: Packet>(
     envelope.tag = u64::from_le(shell.tag);
     envelope.port = Be16::from_raw(shell.port);
     envelope.key = shell.key;
+    envelope.kind = shell.kind;
     envelope.ether_type = ether_type;
     let room = room(A::VERSION == 4, inner_v4);
     // What is left is a frame.

@@ -129,7 +129,7 @@ impl Cluster {
 
 impl Agents<'_> {
     /// Applies the manifest and waits until every agent is ready and has read its config. The nodes have the image already.
-    fn install(&self) -> Result<()> {
+    pub fn install(&self) -> Result<()> {
         let said = self.cluster.apply(&self.manifest)?;
         // Most settings are read once.
         let settled = if said.contains("configmap/millrace configured") {

@@ -7,7 +7,7 @@ mod way;
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lb_tests::cluster::{Agents, Call, Cluster, Space, vips, with_tunnels};
 use serde_json::json;
 
@@ -94,6 +94,60 @@ fn connections_outlive_the_agents_of_both_nodes() -> Result<()> {
         for call in &mut all {
             let seen = call.seen()?;
             ensure!(seen == call.from, "{}: {seen}", call.from);
+        }
+        Ok(())
+    })
+}
+
+/// Another node gets the client's packets from now on, as after the end of the one before.
+///
+/// A4.1
+#[test]
+fn connections_go_on_by_a_node_that_has_not_seen_them_begin() -> Result<()> {
+    with_tunnels(|cluster, agents| {
+        let space = cluster.space("moved")?;
+        for server in serve(agents, &space, 155)? {
+            let calls = calls(cluster, server)?;
+            cluster.route(server.ip(), "node2")?;
+            for mut call in calls.into_iter().flatten() {
+                let seen = call.seen()?;
+                ensure!(seen == call.from, "{}: {seen}", call.from);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What kube-proxy began goes on with it when agents come.
+///
+/// A13.4
+#[test]
+fn connections_of_kube_proxys_go_on_beside_tunnels() -> Result<()> {
+    with_tunnels(|cluster, agents| {
+        let space = cluster.space("before")?;
+        let servers = serve(agents, &space, 156)?;
+        cluster.uninstall(&[])?;
+        let mut all = Vec::new();
+        for server in servers {
+            cluster.wait_for(server)?;
+            for caller in cluster.callers(CALLS, server.is_ipv6())? {
+                all.push((caller.call(server)?, server));
+            }
+        }
+        for (call, server) in &mut all {
+            let (seen, from) = (call.seen()?, call.from);
+            ensure!(seen.ip() != from.ip(), "{from} to {server}: {seen}");
+        }
+        agents.install()?;
+        for server in servers {
+            agents.serve_wholly("node1", server)?;
+        }
+        // More than one packet each: what one of them has taught is used.
+        for _ in 0..3 {
+            for (call, server) in &mut all {
+                let name = call.get("hostname");
+                name.with_context(|| format!("{} to {server}", call.from))?;
+            }
         }
         Ok(())
     })

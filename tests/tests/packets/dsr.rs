@@ -10,7 +10,7 @@ use lb_common::{
 use lb_tests::{
     both::{Both, Outcome},
     datagrams::{self, LINK, Message, fragments, headers, is_v4, reassembled},
-    director::Director,
+    director::{Director, Receiver},
     world::{OWN, PEER, TUNNEL_PORT},
 };
 use lb_userspace::dataplane::FlowState;
@@ -143,17 +143,88 @@ fn all_of_a_flow_goes_to_one_node_whatever_comes_after() -> Result<()> {
                 let outcome = both.run(&new)?;
                 assert_eq!((outcome.verdict, outcome.frame), (PASSED, new));
             }
-            // A UDP flow that passed goes on so; a connection begins anew.
+            // A UDP flow that passed goes on so; a connection may begin anew.
             both.set_states_elsewhere(backend_state::USABLE)?;
             let udp = both.run(&packet(client, vip, 3100, Kind::Udp).frame(both))?;
             assert_eq!(udp.verdict, PASSED);
-            let ack = both.run(&packet(client, vip, 3100, Kind::Ack).frame(both))?;
-            assert_eq!(ack.verdict, Verdict::Pass(Reason::NoFlow));
             let syn = both.run(&packet(client, vip, 3100, Kind::Syn).frame(both))?;
             assert!(matches!(
                 syn.verdict,
                 Verdict::Transmit | Verdict::Redirect { .. }
             ));
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_connection_goes_on_by_a_node_that_has_not_seen_it_begin() -> Result<()> {
+    with_both(|both| {
+        for (number, [client, _, vip]) in (0..).zip([V4, V6]) {
+            let [first, second] = directors(both);
+            for port in 6000 + number * 100..6020 + number * 100 {
+                let syn = packet(client, vip, port, Kind::Syn).frame(both);
+                let Some(sent) = first.send(&syn) else {
+                    continue;
+                };
+                let began = both.run(&sent)?;
+                let ack = packet(client, vip, port, Kind::Ack).frame(both);
+                let asked = both.run(&second.sent(&ack)?)?;
+                assert_eq!(asked.verdict, Verdict::Rewritten);
+                assert_eq!(asked.backend(), began.backend());
+                assert_eq!(ends(&asked.frame).1, ends(&began.frame).1);
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_connection_that_nobody_knows_is_given_back() -> Result<()> {
+    with_both(|both| {
+        for director in directors(both) {
+            for [client, _, vip] in [V4, V6] {
+                // Some go to backends that are reached otherwise.
+                let mut acks =
+                    (6500..6600).map(|port| packet(client, vip, port, Kind::Ack).frame(both));
+                let asked = acks.find_map(|ack| Some((director.send(&ack)?, ack)));
+                let (asked, ack) = asked.context("nothing is sent here")?;
+                let answered = both.run(&asked)?;
+                assert_eq!(answered.verdict, Verdict::Transmit);
+                assert_eq!(answered.reason(), Some(Reason::NoFlow));
+                let (from, to) = ends(&asked);
+                let (back, on) = ends(&answered.frame);
+                assert_eq!((back.ip(), on.ip()), (to.ip(), from.ip()));
+                assert_eq!(answered.frame[..6], asked[6..12]);
+                assert_eq!(unwrapped(&answered, &ack)[LINK..], ack[LINK..]);
+                assert_eq!(state(both, ends(&ack).0.port())?, None);
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_given_back_is_left_to_kube_proxy_from_then_on() -> Result<()> {
+    with_both(|both| {
+        let receiver = Receiver::new(both.uplinks[0].0);
+        for [client, vip, _] in [V4, V6] {
+            let ack = packet(client, vip, 6600, Kind::Ack).frame(both);
+            let asked = both.run(&ack)?;
+            assert!(asked.frame.len() > ack.len());
+            let (verdict, back) = receiver.take(&asked.frame);
+            assert_eq!(verdict, Verdict::Transmit);
+            let left = both.run(&back)?;
+            assert_eq!(left.verdict, Verdict::Pass(Reason::NoFlow));
+            assert_eq!(left.frame[LINK..], ack[LINK..], "as the client sent it");
+            let next = both.run(&ack)?;
+            assert_eq!((next.verdict, next.frame), (PASSED, ack));
+            // It begins anew.
+            let syn = packet(client, vip, 6600, Kind::Syn).frame(both);
+            let began = both.run(&syn)?;
+            assert_eq!(unwrapped(&began, &syn), syn);
+            let (verdict, _) = receiver.take(&began.frame);
+            assert_eq!(verdict, Verdict::Rewritten);
         }
         Ok(())
     })
