@@ -10,9 +10,8 @@ use kube::core::ObjectMeta;
 
 use super::installed::NAMESPACE;
 
-/// Of these pods; the `DaemonSet` would take those with its own labels for its own.
-pub(super) const SELECTOR: &str =
-    "app.kubernetes.io/name=millrace,app.kubernetes.io/component=detach";
+/// Of these pods, and of no agent's.
+pub(super) const SELECTOR: &str = "app.kubernetes.io/name=millrace,millrace.io/work=detach";
 
 /// How long a try waits for the agent to end.
 const WAIT: &str = "--wait=1m";
@@ -40,6 +39,13 @@ pub(super) fn is_ready(node: &Node) -> bool {
 
 fn template(set: &DaemonSet) -> Option<PodSpec> {
     set.spec.as_ref()?.template.spec.clone()
+}
+
+/// By which the `DaemonSet` knows its pods.
+pub(super) fn agents_labels(set: &DaemonSet) -> BTreeMap<String, String> {
+    let selector = set.spec.as_ref().map(|spec| &spec.selector);
+    let labels = selector.and_then(|selector| selector.match_labels.clone());
+    labels.unwrap_or_default()
 }
 
 /// None without a container to take it from.
@@ -150,10 +156,27 @@ mod tests {
             );
         }
         assert_eq!(spec["volumes"], agent["spec"]["volumes"]);
-        assert_ne!(
-            pod["metadata"]["labels"]["app.kubernetes.io/component"],
-            agent["metadata"]["labels"]["app.kubernetes.io/component"]
-        );
+    }
+
+    #[test]
+    fn it_is_none_of_the_agents_before_it_is_labelled_so() {
+        let set = set();
+        let agents = agents_labels(&set);
+        assert!(!agents.is_empty());
+        let mut labels = detacher(&set, "n1").expect("a pod").metadata.labels;
+        let labels = labels.get_or_insert_default();
+        let is_agents = |labels: &BTreeMap<String, String>| {
+            agents
+                .iter()
+                .all(|(name, value)| labels.get(name) == Some(value))
+        };
+        assert!(!is_agents(labels));
+        let before = labels.clone();
+        labels.extend(agents.clone());
+        let kept = before
+            .iter()
+            .all(|(name, value)| labels.get(name) == Some(value));
+        assert!(is_agents(labels) && kept, "{labels:?}");
     }
 
     #[test]

@@ -19,13 +19,14 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, DynamicObject, ListParams, PostParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 pub use self::installed::Object;
 use self::{
-    detacher::{Progress, SELECTOR, detacher, is_ready, progress, wants},
+    detacher::{Progress, SELECTOR, agents_labels, detacher, is_ready, progress, wants},
     installed::{DAEMON_SET, NAMESPACE},
 };
 
@@ -144,7 +145,9 @@ pub async fn carry_out(
     Ok(())
 }
 
-/// First the pods, then the end of the agents: whatever interrupts this, nothing of it is forgotten.
+/// First the pods, then the end of the agents: whatever interrupts this, nothing of it is forgotten. Then the pods get the
+/// agents' labels: of whoever installs again before they are done, the new `DaemonSet` takes them for outdated agents and puts
+/// its own in their place. The one that is deleted would have done so, too.
 async fn send_detachers(
     client: &Client,
     plan: &Plan,
@@ -163,16 +166,24 @@ async fn send_detachers(
         )
         .map_err(failed(format!("pod {name}")))?;
     }
+    let mut made = Vec::new();
     for node in plan.nodes.keys() {
         let Some(pod) = detacher(set, node) else {
             continue;
         };
-        let made = pods.create(&PostParams::default(), &pod).await;
-        made.map_err(failed(format!("a pod for node {node}")))?;
+        let pod = pods.create(&PostParams::default(), &pod).await;
+        let pod = pod.map_err(failed(format!("a pod for node {node}")))?;
+        made.extend(pod.metadata.name);
     }
     let sets: Api<DaemonSet> = Api::namespaced(client.clone(), NAMESPACE);
     let deleted = sets.delete(DAEMON_SET, &DeleteParams::background()).await;
-    gone(deleted).map_err(failed(format!("daemonset {NAMESPACE}/{DAEMON_SET}")))
+    gone(deleted).map_err(failed(format!("daemonset {NAMESPACE}/{DAEMON_SET}")))?;
+    let labels = Patch::Merge(json!({"metadata": {"labels": agents_labels(set)}}));
+    for name in made {
+        let labelled = pods.patch(&name, &PatchParams::default(), &labels).await;
+        gone(labelled).map_err(failed(format!("pod {name}")))?;
+    }
+    Ok(())
 }
 
 /// Waits for the pods of all nodes.

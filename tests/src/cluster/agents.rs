@@ -128,9 +128,14 @@ impl Cluster {
 }
 
 impl Agents<'_> {
+    /// `kubectl apply` of the manifest; what became of each object.
+    pub fn apply(&self) -> Result<String> {
+        self.cluster.apply(&self.manifest)
+    }
+
     /// Applies the manifest and waits until every agent is ready and has read its config. The nodes have the image already.
     pub fn install(&self) -> Result<()> {
-        let said = self.cluster.apply(&self.manifest)?;
+        let said = self.apply()?;
         // Most settings are read once.
         let settled = if said.contains("configmap/millrace configured") {
             self.restart()
@@ -167,6 +172,15 @@ impl Agents<'_> {
         let restart = ["rollout", "restart", "daemonset/millrace", NAMESPACE];
         self.cluster.kubectl(&restart)?;
         self.settled()
+    }
+
+    /// No pod of ours is there but the agents', or it is told to end.
+    pub fn ensure_nothing_detaches(&self) -> Result<()> {
+        let work = "--selector=millrace.io/work=detach";
+        let pods = self.cluster.list(&["pods", NAMESPACE, work])?;
+        let going = |pod: &Value| !pod["metadata"]["deletionTimestamp"].is_null();
+        ensure!(pods.iter().all(going), "{pods:#?}");
+        Ok(())
     }
 
     /// The pod of a node.

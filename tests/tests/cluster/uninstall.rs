@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::cluster::{Cluster, vips, with_agents, without_agents};
+use lb_tests::{
+    cluster::{Cluster, PATIENCE, vips, with_agents, without_agents},
+    netns::until,
+};
 use serde_json::json;
 
 /// What each node's kernel has without us.
@@ -64,8 +67,9 @@ fn uninstalled_leaves_every_node_as_it_was_and_kube_proxy_serves() -> Result<()>
     })
 }
 
-/// While a node is away, its pods get nothing new, and uninstalling says what is to be done. When it is back, it does by
-/// itself what it was told.
+/// While a node is away, its pods get nothing new, and uninstalling says what is to be done. Whoever installs again instead
+/// has agents again, and nothing that detaches is left beside them. When the node is back, it does by itself what it was
+/// told last.
 ///
 /// A4.1
 #[test]
@@ -83,19 +87,25 @@ fn a_node_that_is_away_is_named_and_detaches_when_it_is_back() -> Result<()> {
             cluster.wait_for_answers(&servers, &stay)?;
             Ok(kubelet)
         })?;
-        let refused = cluster
-            .uninstall(&["--timeout=20s"])
-            .err()
-            .context("node2 is away")?;
-        let refused = format!("{refused:#}");
+        let refused = |timeout| {
+            let refused = cluster.uninstall(&[timeout]).err();
+            Ok::<_, anyhow::Error>(format!("{:#}", refused.context("node2 is away")?))
+        };
+        let said = refused("--timeout=20s")?;
         for part in [
             "node2: the node is not ready",
             "crictl stopp",
             "--leave NODE",
         ] {
-            ensure!(refused.contains(part), "{refused}");
+            ensure!(said.contains(part), "{said}");
         }
-        ensure!(!refused.contains("node1:"), "{refused}");
+        ensure!(!said.contains("node1:"), "{said}");
+        agents.apply()?;
+        until(PATIENCE, || agents.ensure_nothing_detaches())?;
+        for server in servers {
+            agents.serve("node1", server)?;
+        }
+        refused("--timeout=1s")?;
         kubelet.start()?;
         cluster.wait_for_node("node2", true)?;
         cluster.uninstall(&[])?;
