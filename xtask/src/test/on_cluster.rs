@@ -20,11 +20,16 @@ const WANTED: cluster::Up = cluster::Up {
 
 /// Whether some of its tests have this in their names. If none has, no cluster is started to find that out.
 pub(super) fn has(root: &Path, filter: &str) -> bool {
-    let folder = root.join("tests/tests").join(FILE);
-    let topics = fs::read_dir(&folder).into_iter().flatten().flatten();
-    topics
-        .map(|entry| entry.path())
-        .any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(filter)))
+    holds(&root.join("tests/tests").join(FILE), filter)
+}
+
+/// Whether some file below `folder` has this in it.
+fn holds(folder: &Path, text: &str) -> bool {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| {
+        let has = |file: String| file.contains(text);
+        holds(&path, text) || fs::read_to_string(&path).is_ok_and(has)
+    })
 }
 
 /// The same tests, with a cluster in `folder` while they run.
