@@ -9,7 +9,6 @@ use lb_common::{
     pipeline::{self, Scratch, Verdict},
     sim::{Frame, World},
 };
-
 use lb_userspace::plan::Op;
 
 use crate::world::{self, FRONTENDS, OWN, PEER, TUNNEL_PORT};
@@ -34,19 +33,10 @@ impl Director {
         Self::of(&ops, world::settings(1000), ends, mac)
     }
 
-    /// Of a node with these contents. `ends`: the addresses there and here.
+    /// Of a node with the contents of this one. `ends`: the addresses there and here.
     pub fn of(ops: &[Op], settings: Settings, ends: [Addr; 2], mac: [u8; 6]) -> Self {
-        let mut world = world::simulate(ops);
-        let [own, other] = ends;
-        for backend in world.backends.values_mut() {
-            if backend.mode == Mode::Local as u8 {
-                backend.target = backend.address;
-                (backend.address, backend.source) = (other, own);
-                (backend.mode, backend.next_hop) = (Mode::Dsr as u8, 1);
-            }
-        }
         Self {
-            world,
+            world: world::simulate(&tunnelled(ops, ends)),
             settings,
             mac,
         }
@@ -69,6 +59,23 @@ impl Director {
         self.send(frame)
             .with_context(|| format!("not sent: {:?}", self.world.steps.borrow()))
     }
+}
+
+/// What another node's maps hold where these are in a node's own: the backends are the same, behind a tunnel. `ends`: the
+/// addresses of the other node and of the one with the backends.
+pub fn tunnelled(ops: &[Op], ends: [Addr; 2]) -> Vec<Op> {
+    let [own, other] = ends;
+    let mut ops = ops.to_vec();
+    for op in &mut ops {
+        if let Op::Backend { value, .. } = op
+            && value.mode == Mode::Local as u8
+        {
+            value.target = value.address;
+            (value.address, value.source) = (other, own);
+            (value.mode, value.next_hop) = (Mode::Dsr as u8, 1);
+        }
+    }
+    ops
 }
 
 /// The other node as one that this one sends to: the backends that are behind tunnels here are its own.

@@ -9,17 +9,17 @@ use std::{
 use anyhow::Result;
 use lb_common::{
     abi::{
-        Backend, Frontend, FrontendKey, Mode, NextHop, Region, Service, Settings, SourceKey,
-        TargetKey, Tunnel, filter_bit, flow_state, service_flag, slot_of,
+        Backend, Frontend, FrontendKey, Mode, NextHop, Region, Segment, Service, Settings,
+        SourceKey, TargetKey, Tunnel, filter_bit, service_flag, slot_of,
     },
-    bytes::{Addr, Address as _, Be16, V4, V6},
+    bytes::{Addr, Address as _, Be16, Mac, V4, V6},
 };
 use lb_userspace::{
     dataplane::{Bpf, Dataplane as _},
     plan::Op,
 };
 
-use crate::kernel::{self, Kernel, Sizes};
+use crate::kernel::{self, Sizes};
 
 /// Backends of each service.
 pub(super) const BACKENDS: u32 = 100;
@@ -87,15 +87,6 @@ impl Kind {
         }
     }
 
-    /// What an established connection's entry says.
-    pub(super) const fn state(self) -> u32 {
-        match self {
-            Self::Dsr4 | Self::Dsr6 => flow_state::SENT,
-            Self::Local => flow_state::LOCAL,
-            _ => 0,
-        }
-    }
-
     pub(super) fn backend(self, ordinal: u32) -> IpAddr {
         let low = (ordinal + 1) as u16;
         if self.vip().is_ipv6() {
@@ -158,6 +149,17 @@ pub(super) fn settings(hz: u32) -> Settings {
     }
 }
 
+/// The neighbour that all backends are behind, which XDP sends to by itself.
+pub(super) fn next_hop(neighbour: Mac, own: Mac, ifindex: u32) -> NextHop {
+    let flags = NextHop::RESOLVED | NextHop::XDP_SEND;
+    NextHop {
+        destination: NextHop::destination_word(neighbour, flags),
+        source: NextHop::source_word(own, 1500),
+        segment: Segment { ifindex, tags: 0 },
+        ..NextHop::default()
+    }
+}
+
 /// What fills the maps; every backend is behind `next_hop`. `hz`: jiffies per second.
 pub(super) fn ops(next_hop: &NextHop, hz: u32) -> Vec<Op> {
     let mut ops = vec![
@@ -185,11 +187,6 @@ pub(super) fn ops(next_hop: &NextHop, hz: u32) -> Vec<Op> {
         word: *word,
     }));
     ops
-}
-
-/// Fills the maps, see [`ops`].
-pub(super) fn fill(kernel: &mut Kernel, next_hop: &NextHop, hz: u32) -> Result<()> {
-    Ok(kernel.dataplane.apply(&ops(next_hop, hz))?)
 }
 
 /// Lets XDP send on a device. `folder` is that of the pinned maps.

@@ -8,7 +8,7 @@ use aya::{
     maps::{HashMap, Map, MapData},
 };
 use lb_common::{
-    abi::{Flow, Hop, Mode, Tuple, owner},
+    abi::{Flow, Hop, Mode, Tuple, flow_state, owner},
     bytes::{Addr, Address, Be16, V4, V6},
     hash,
 };
@@ -16,19 +16,29 @@ use lb_common::{
 use super::contents::{BACKENDS, Kind, LOG2_SLOTS, PORT, TCP, slot};
 use crate::kernel::{self, Kernel};
 
-/// Enters connections to the service of a kind, as the program would have: `flows` of them, numbered as
-/// [`super::frames::Fresh`] numbers its sources, from `client` on.
+/// Enters connections to the service of a kind, as the program would have with its backends in this mode: `flows` of them,
+/// numbered as [`super::frames::Fresh`] numbers its sources, from `client` on.
 pub(super) fn enter(
     kernel: &Kernel,
     kind: Kind,
+    mode: Mode,
     client: IpAddr,
     flows: u32,
     now: u32,
 ) -> Result<()> {
     if client.is_ipv4() {
-        enter_into::<V4>(kernel, "FLOWS4", kind, client, flows, now)
+        enter_into::<V4>(kernel, "FLOWS4", kind, mode, client, flows, now)
     } else {
-        enter_into::<V6>(kernel, "FLOWS6", kind, client, flows, now)
+        enter_into::<V6>(kernel, "FLOWS6", kind, mode, client, flows, now)
+    }
+}
+
+/// What an established connection's entry says.
+const fn state(mode: Mode) -> u32 {
+    match mode {
+        Mode::Dsr => flow_state::SENT,
+        Mode::Local => flow_state::LOCAL,
+        _ => 0,
     }
 }
 
@@ -51,6 +61,7 @@ fn enter_into<A: Address>(
     kernel: &Kernel,
     map: &str,
     kind: Kind,
+    mode: Mode,
     client: IpAddr,
     flows: u32,
     now: u32,
@@ -87,12 +98,12 @@ where
             seen: now,
             resolved: now,
             isn: 0,
-            state: kind.state(),
+            state: state(mode),
         };
-        if kind.mode() != Mode::Dsr {
+        if mode != Mode::Dsr {
             flow.destination = address(kind.backend(ordinal));
         }
-        if kind.mode() == Mode::Nat {
+        if mode == Mode::Nat {
             flow.source = address(kind.source());
             flow.source_port = Be16::new(61_000 + (number / BACKENDS % 4000) as u16);
         }

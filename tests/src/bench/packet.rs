@@ -7,11 +7,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::{
-    abi::{NextHop, Segment},
-    bytes::Addr,
-};
-use lb_userspace::attach::Clock;
+use lb_common::bytes::Addr;
+use lb_userspace::{attach::Clock, dataplane::Dataplane as _};
 use serde_json::json;
 
 use super::{
@@ -22,19 +19,19 @@ use super::{
     kernel::{self, XDP_PASS, XDP_TX},
     machine,
 };
-use crate::{director::Director, kernel::Kernel};
+use crate::{
+    director::Director,
+    kernel::{Kernel, LOOPBACK},
+};
 
 /// Rounds of each case and packets in a round. The fastest round counts: all that disturbs makes rounds slower.
 const ROUNDS: u32 = 25;
 const PACKETS: u32 = 200_000;
 
 /// Clients' addresses; the last two bytes count.
-const CLIENT4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+pub(super) const CLIENT4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0);
-const MACS: frames::Macs = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
-
-/// Test runs without a context come in by `lo`.
-const LOOPBACK: u32 = 1;
+pub(super) const MACS: frames::Macs = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
 struct Case {
     name: &'static str,
@@ -178,27 +175,20 @@ pub(super) fn run(json: bool) -> Result<()> {
     machine::go_first()?;
     let mut kernel = Kernel::load("bench", contents::SIZES)?;
     let clock = Clock::load()?;
-    let next_hop = NextHop {
-        destination: NextHop::destination_word(MACS[0], NextHop::RESOLVED | NextHop::XDP_SEND),
-        source: NextHop::source_word(MACS[1], 1500),
-        segment: Segment {
-            ifindex: LOOPBACK,
-            tags: 0,
-        },
-        ..NextHop::default()
-    };
+    let next_hop = contents::next_hop(MACS[0], MACS[1], LOOPBACK);
     let hz = clock.rate()?;
-    contents::fill(&mut kernel, &next_hop, hz)?;
+    let ops = contents::ops(&next_hop, hz);
+    kernel.dataplane.apply(&ops)?;
     for (kind, client) in [
         (Service::Nat, CLIENT4.into()),
         (Service::Dsr4, CLIENT4.into()),
         (Service::Dsr6, CLIENT6.into()),
         (Service::Local, CLIENT4.into()),
     ] {
-        established::enter(&kernel, kind, client, FLOWS, clock.now()? as u32)?;
+        let now = clock.now()? as u32;
+        established::enter(&kernel, kind, kind.mode(), client, FLOWS, now)?;
     }
     let ends = [contents::PEER, contents::OWN].map(|ip| Addr::from(IpAddr::V4(ip)));
-    let ops = contents::ops(&next_hop, hz);
     let director = Director::of(&ops, contents::settings(hz), ends, MACS[1]);
     let info = kernel.xdp()?.info()?;
     let verified = info.verified_instruction_count().unwrap_or(0);
