@@ -8,6 +8,8 @@ mod frames;
 mod kernel;
 mod kubernetes;
 mod machine;
+#[cfg(test)]
+mod many;
 mod packet;
 mod path;
 mod plan;

@@ -1,0 +1,90 @@
+//! A director's maps while more TCP flows go through it to another node than they have room for.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use anyhow::{Context as _, Result};
+use aya::maps::MapData;
+use lb_common::abi::Reason;
+use lb_userspace::{
+    attach::Clock,
+    dataplane::{Counters, Dataplane as _, usage},
+    plan::Limits,
+};
+
+use super::{
+    contents::{self, Kind as Service},
+    frames::{self, Fresh, Kind},
+    kernel::{self, XDP_TX},
+    packet::{CLIENT4, MACS},
+};
+use crate::{
+    is_root,
+    kernel::{Kernel, LOOPBACK},
+};
+
+const FLOWS: u32 = 1 << 20;
+/// Flows that begin before the first of them goes on.
+const LOT: u32 = 8192;
+
+/// With maps as they are installed. The flows begun last have entries, as many as there is room for; packets of the others
+/// are left to kube-proxy, like those of any flow that began without us.
+#[test]
+fn a_million_flows_take_a_director_no_memory() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let mut kernel = Kernel::load("many", &Limits::default().map_sizes())?;
+    let next_hop = contents::next_hop(MACS[0], MACS[1], LOOPBACK);
+    let ops = contents::ops(&next_hop, Clock::load()?.rate()?);
+    kernel.dataplane.apply(&ops)?;
+    let program = kernel.xdp()?.fd()?.try_clone()?;
+    let packets = |kind| {
+        let frame = frames::frame(MACS, CLIENT4.into(), Service::Dsr4.vip(), kind)?;
+        Fresh::new(frame, FLOWS.into())
+    };
+    let send = |packets: &Fresh, count| -> Result<u32> {
+        let program = packets.before(program.as_fd())?;
+        Ok(kernel::run(program, &packets.frame, count)?)
+    };
+    let (syns, acks) = (packets(Kind::Syn)?, packets(Kind::Ack)?);
+    let before = memory(&kernel)?;
+    for _ in 0..FLOWS / LOT {
+        for packets in [&syns, &acks] {
+            assert_eq!(send(packets, LOT)?, XDP_TX);
+        }
+    }
+    assert_eq!(memory(&kernel)?, before);
+    let maps = usage(&kernel.folder)?;
+    let established = maps.iter().find(|map| map.map == "FLOWS4");
+    let established = established.context("FLOWS4")?;
+    // The kernel keeps some free elements for each processor.
+    assert!(established.used > established.max / 10 * 9, "{maps:?}");
+
+    // From the first on, one packet of each.
+    assert_eq!(send(&acks, FLOWS)?, XDP_TX);
+    let id = Service::Dsr4.frontend();
+    let reasons = Counters::open(&kernel.folder)?.reasons(id..id + 1)?;
+    let left = reasons[0][Reason::NoFlow as usize];
+    assert_eq!(left, u64::from(FLOWS - established.used));
+    Ok(())
+}
+
+/// Bytes that each map takes. What has its room from the start (all LRU maps) takes as much when it is full; of others the
+/// kernel counts what is in them since 6.4.
+fn memory(kernel: &Kernel) -> Result<BTreeMap<String, u64>> {
+    let mut maps = BTreeMap::new();
+    for pin in fs::read_dir(&kernel.folder)? {
+        let pin = pin?;
+        let map = MapData::from_pin(pin.path())?;
+        let fd = map.fd().as_fd().as_raw_fd();
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
+        let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        let bytes = bytes.context("fdinfo: memlock")?.trim().parse()?;
+        maps.insert(pin.file_name().to_string_lossy().into_owned(), bytes);
+    }
+    Ok(maps)
+}
