@@ -182,7 +182,12 @@ impl Node {
         }
         kernel.dataplane.apply(&ops)?;
         let now = clock.now()? as u32;
-        for (service, mode) in [(Service::Nat, Mode::Nat), (Service::Local, mode)] {
+        let services = [
+            (Service::Nat, Mode::Nat),
+            (Service::Dsr4, Mode::Dsr),
+            (Service::Local, mode),
+        ];
+        for (service, mode) in services {
             established::enter(&kernel, service, mode, CLIENT.into(), flows, now)?;
         }
         // Devices are looked up in the namespace of whoever enters them.
