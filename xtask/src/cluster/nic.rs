@@ -18,14 +18,18 @@ const PASS: [u8; 16] = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
 /// Where the loader of `ip link` finds the program.
 const SECTION: &str = "xdp";
 
+/// `ip` makes folders in the BPF file system, for maps of programs that have some: in one that goes with it.
+const OWN_BPF: &str = r#"mount -t bpf bpf /sys/fs/bpf && exec "$@""#;
+
 /// Attaches a program that passes everything to the router's ends. It goes with them.
 pub(super) fn take_everything(layout: &Layout) -> Result<()> {
     let file = layout.file("pass.o");
     fs::write(&file, program()?).with_context(|| file.display().to_string())?;
     for place in layout.places().skip(1) {
-        let line = ["ip", "link", "set", "dev", &place, "xdpdrv", "object"];
+        let own = ["unshare", "--mount", "sh", "-c", OWN_BPF, "sh"];
+        let link = ["ip", "link", "set", "dev", &place, "xdpdrv", "object"];
         quietly(
-            network::inside(layout, "router", line)
+            network::inside(layout, "router", own.into_iter().chain(link))
                 .arg(&file)
                 .args(["section", SECTION]),
         )?;
