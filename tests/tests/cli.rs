@@ -214,11 +214,11 @@ fn every_verb_speaks_with_the_agent() -> Result<()> {
     let (code, out, _) = served.millrace(&["services"])?;
     assert_eq!(code, 0);
     assert!(
-        out.contains("nat4    192.0.2.10:443/tcp      nat    -"),
+        out.contains("nat4    192.0.2.10:443/tcp         nat    -"),
         "{out}"
     );
     let services = served.json(&["services"])?;
-    assert_eq!(services.as_array().map(Vec::len), Some(20));
+    assert_eq!(services.as_array().map(Vec::len), Some(26));
     assert_eq!(https(&services)["packets"], 0);
 
     let (code, out, _) = served.millrace(&["backends", "ipip"])?;
@@ -416,7 +416,7 @@ fn status_without_an_agent_tells_what_the_pins_do() -> Result<()> {
     let (code, out, err) = alone(Some(&netns), &["status", "--pin-root", &pins])?;
     assert_eq!(code, 4, "{err}");
     assert!(out.contains("agent down  bypass off"), "{out}");
-    assert!(out.contains("1500  native  14"), "{out}");
+    assert!(out.contains("1500  native  18"), "{out}");
     assert!(err.contains("no agent answers"), "{err}");
     Ok(())
 }
