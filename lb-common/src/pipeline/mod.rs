@@ -259,12 +259,14 @@ fn by_family<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     link: Link,
 ) -> u64 {
     scratch.parsed.link = link;
-    let word = classify::family(packet, path, scratch);
+    let mut word = classify::family(packet, path, scratch);
     if classify::goes_on(word) && word != classify::TUNNEL {
-        odd::go_on(packet, path, scratch, word)
-    } else {
-        word
+        word = odd::go_on(packet, path, scratch, word);
     }
+    if word == steer::SEND {
+        word = odd::send(packet, path, scratch);
+    }
+    word
 }
 
 /// A TCP or UDP packet to an address that may be ours, on no frontend's port: a reply to a flow of ours, a VIP's unknown

@@ -58,7 +58,7 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     });
     if backend.mode != Mode::Nat as u8 {
         fragment::keep_addresses(scratch, &backend, id);
-        return select::forward::<false, _, _, _>(packet, path, scratch, &backend, id, hash);
+        return select::forward(packet, path, scratch, &backend, id, hash);
     }
     if backend.address.is_v4() != (A::VERSION == 4) {
         return path.end(frontend, Reason::Inconsistent).pack();

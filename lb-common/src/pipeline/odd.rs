@@ -35,17 +35,19 @@ pub(crate) fn go_on<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     scratch: &mut FamilyScratch<A>,
     word: u64,
 ) -> u64 {
-    let (mut word, mut kind) = (word, Kind::Whole);
+    // In memory, where the verifier does not follow it: paths that differ in it only are one to it then.
+    let mut word = word;
+    scratch.kind = Kind::Whole as u32;
     if word == classify::FRAGMENT {
         word = fragment::arrive(packet, path, scratch);
         if word == fragment::FOLLOW {
             return fragment::follow(packet, path, scratch);
         }
-        kind = match word {
+        scratch.kind = match word {
             fragment::FIRST => Kind::First,
             steer::CHOSEN => Kind::Later,
             _ => Kind::Whole,
-        };
+        } as u32;
     } else if word == classify::SOLICITATION {
         return ndp::answer(packet, path, &scratch.parsed.link);
     } else if word == classify::ICMP {
@@ -53,12 +55,12 @@ pub(crate) fn go_on<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         if word == icmp::ECHO {
             return echo::answer(packet, path, scratch);
         }
-        kind = Kind::Error;
+        scratch.kind = Kind::Error as u32;
     }
     if word == steer::STEER || word == fragment::FIRST {
-        word = steer::choose(path, scratch, kind == Kind::First);
+        word = steer::choose(path, scratch, scratch.kind == Kind::First as u32);
     }
-    if kind == Kind::Error
+    if scratch.kind == Kind::Error as u32
         && matches!(
             word,
             classify::SHARED | classify::FLOWS | classify::UNCLAIMED
@@ -77,26 +79,50 @@ pub(crate) fn go_on<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     if word == steer::CHOSEN {
         word = steer::forward(packet, path, scratch);
     }
+    if word == steer::SEND {
+        return word;
+    }
     if word == classify::FLOWS {
         word = nat::forward(packet, path, scratch);
     } else if word == classify::UNCLAIMED {
         scratch.frontend = Frontend::default();
-        word = unclaimed(packet, path, scratch, kind == Kind::First);
+        word = unclaimed(packet, path, scratch, scratch.kind == Kind::First as u32);
     }
     // Nobody is told about an error (RFC 1122, section 3.2.2) or a later fragment.
     if word == classify::UNANSWERED {
-        if kind == Kind::Error {
+        if scratch.kind == Kind::Error as u32 {
             return path.end(scratch.frontend.id, Reason::IcmpUnmatched).pack();
         }
         return reject::answer(packet, path, scratch);
     }
     if word == classify::TOO_BIG {
-        if kind == Kind::Error || kind == Kind::Later {
+        if scratch.kind == Kind::Error as u32 || scratch.kind == Kind::Later as u32 {
             return path.end(scratch.frontend.id, Reason::DoesNotFit).pack();
         }
         return mtu::tell(packet, path, scratch);
     }
-    if kind == Kind::First {
+    if scratch.kind == Kind::First as u32 {
+        fragment::remember(path, scratch, word);
+    }
+    word
+}
+
+/// Sends a packet through a tunnel, after [`go_on`] has found that it is to be. Here, and not there, the verifier of old
+/// kernels has forgotten by which of many ways the packet came, and reads this once.
+#[inline(always)]
+pub(crate) fn send<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> u64 {
+    let word = tunnel::forward(packet, path, scratch);
+    if word == classify::TOO_BIG {
+        if scratch.kind == Kind::Later as u32 {
+            return path.end(scratch.frontend.id, Reason::DoesNotFit).pack();
+        }
+        return mtu::tell(packet, path, scratch);
+    }
+    if scratch.kind == Kind::First as u32 {
         fragment::remember(path, scratch, word);
     }
     word

@@ -30,6 +30,8 @@ pub struct FamilyScratch<A> {
     pub(crate) fragment: Fragment<A>,
     /// Of an ICMP error: the packet that it is about.
     pub(crate) embedded: Embedded<A>,
+    /// Of a packet that is to be sent through a tunnel: what its tuple was read from.
+    pub(crate) kind: u32,
     /// Of a packet that is too big: what would fit, in bytes without the link header.
     pub(crate) fits: u32,
 }

@@ -3,7 +3,6 @@
 use super::{
     FamilyScratch, Path, Step, classify, egress, encap, mtu,
     parse::{Layout, Parsed},
-    tunnel,
 };
 use crate::{
     abi::{Backend, Mode, NO_OWNER, Reason, Region, Service, owner, service_flag},
@@ -81,7 +80,7 @@ pub(crate) fn stateless<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         id,
         mode: backend.mode,
     });
-    forward::<false, _, _, _>(packet, path, scratch, &backend, id, hash)
+    forward(packet, path, scratch, &backend, id, hash)
 }
 
 /// A service without backends answers its clients (contract A6.1), unless another node has some (A6.2).
@@ -98,16 +97,36 @@ pub(crate) fn unowned<A: Layout, T: Tables>(
     path.end(scratch.frontend.id, reason).pack()
 }
 
-/// Sends a packet to its backend by a mode that leaves it as it is. `DSR`: by a tunnel, too; those flows have entries, and
-/// the path of packets without is spared the code.
+/// Sends a packet to its backend by a mode that leaves it as it is, but not through a tunnel.
 #[inline(always)]
-pub(crate) fn forward<const DSR: bool, A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
     backend: &Backend,
     id: u32,
     hash: u64,
+) -> u64 {
+    forward_by(packet, path, scratch, backend, id, |packet, scratch| {
+        if backend.mode == Mode::Ipip as u8 {
+            encap::ipip(packet, path, scratch, backend, hash)
+        } else if backend.mode == Mode::L2 as u8 {
+            Ok(())
+        } else {
+            Err(Reason::Inconsistent)
+        }
+    })
+}
+
+/// Sends a packet to its backend after `change`, which knows where it leaves.
+#[inline(always)]
+pub(crate) fn forward_by<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    backend: &Backend,
+    id: u32,
+    change: impl FnOnce(&mut P, &FamilyScratch<A>) -> Result<(), Reason>,
 ) -> u64 {
     let frontend = scratch.frontend.id;
     let bytes = packet.length();
@@ -117,16 +136,7 @@ pub(crate) fn forward<const DSR: bool, A: Layout, P: Packet, T: Tables + FamilyT
         }
         return path.end(frontend, reason).pack();
     }
-    let outcome = if backend.mode == Mode::Ipip as u8 {
-        encap::ipip(packet, path, scratch, backend, hash)
-    } else if DSR && backend.mode == Mode::Dsr as u8 {
-        tunnel::wrap(packet, path, scratch, backend, hash)
-    } else if backend.mode == Mode::L2 as u8 {
-        Ok(())
-    } else {
-        Err(Reason::Inconsistent)
-    };
-    if let Err(reason) = outcome {
+    if let Err(reason) = change(packet, scratch) {
         if reason == Reason::TooBig {
             scratch.fits = mtu::within::<A>(scratch.exit.mtu, backend);
             return classify::TOO_BIG;

@@ -4,7 +4,6 @@
 use super::{FamilyScratch, Path, Step, classify, fragment, parse::Layout, select, tunnel::kind};
 use crate::{
     abi::{Mode, Reason},
-    hash,
     packet::Packet,
     tables::{Budget, FamilyTables, Tables},
 };
@@ -13,6 +12,8 @@ use crate::{
 pub(crate) const STEER: u64 = 10 << 24;
 /// [`Chosen`] is known.
 pub(crate) const CHOSEN: u64 = 11 << 24;
+/// What was chosen is behind a tunnel.
+pub(crate) const SEND: u64 = 18 << 24;
 
 /// The owner of a packet.
 #[derive(Clone, Copy, Default, Debug)]
@@ -74,14 +75,14 @@ pub(crate) fn choose<A: Layout, T: Tables + FamilyTables<A>>(
     }
 }
 
-/// Sends the packet to the backend that was chosen.
+/// Sends the packet to the backend that was chosen; [`SEND`] where that is behind a tunnel.
 #[inline(never)]
 pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
-    let Chosen { mut hash, id, .. } = scratch.chosen;
+    let Chosen { hash, id, .. } = scratch.chosen;
     let Some(backend) = path.tables.backend(id) else {
         return path.end(scratch.frontend.id, Reason::Inconsistent).pack();
     };
@@ -89,11 +90,9 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         id,
         mode: backend.mode,
     });
-    if hash == 0 && backend.mode == Mode::Dsr as u8 {
-        // Of a fragment's flow the later ones tell no more, and their tag is made of it.
-        hash = hash::flow(&path.settings.hash_key, &scratch.parsed.tuple);
-        scratch.chosen.hash = hash;
-    }
     fragment::keep_addresses(scratch, &backend, id);
-    select::forward::<true, _, _, _>(packet, path, scratch, &backend, id, hash)
+    if backend.mode == Mode::Dsr as u8 {
+        return SEND;
+    }
+    select::forward(packet, path, scratch, &backend, id, hash)
 }

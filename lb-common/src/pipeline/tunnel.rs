@@ -18,6 +18,7 @@ use super::{
     fragment::{FIRST, FOLLOW},
     local,
     parse::{self, IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout, Odd, UDP, UDP_LEN},
+    select,
     steer::{CHOSEN, Chosen, STEER},
 };
 use crate::{
@@ -78,7 +79,28 @@ pub(crate) struct Envelope {
     pub(crate) to: Addr,
 }
 
-/// Wraps the packet for the backend's node. `hash`: that of its flow, or 0 where nobody needed one.
+/// Sends the packet to the node of the backend that was chosen.
+#[inline(never)]
+pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> u64 {
+    let Chosen { mut hash, id, .. } = scratch.chosen;
+    let Some(backend) = path.tables.backend(id) else {
+        return path.end(scratch.frontend.id, Reason::Inconsistent).pack();
+    };
+    if hash == 0 {
+        // Of a fragment's flow the later ones tell no more, and their tag is made of it.
+        hash = hash::flow(&path.settings.hash_key, &scratch.parsed.tuple);
+        scratch.chosen.hash = hash;
+    }
+    select::forward_by(packet, path, scratch, &backend, id, |packet, scratch| {
+        wrap(packet, path, scratch, &backend, hash)
+    })
+}
+
+/// Wraps the packet for the backend's node. `hash`: that of its flow.
 #[inline(always)]
 pub(crate) fn wrap<A: Layout, P: Packet, T: Tables>(
     packet: &mut P,
@@ -105,11 +127,6 @@ pub(crate) fn wrap<A: Layout, P: Packet, T: Tables>(
         destination_port: Be16::new(0),
     });
     let settings = path.settings;
-    let hash = if hash == 0 {
-        hash::flow(&settings.hash_key, &parsed.tuple)
-    } else {
-        hash
-    };
     let tunnel = Tunnel(settings.tunnel);
     let target = A::from_addr(&backend.target);
     let key = &settings.tag_keys[usize::from(tunnel.key() & 1)];
