@@ -360,6 +360,12 @@ impl Frames {
             let more = self.below(2) == 0;
             return datagrams::fragment(&whole, id, from..to, more);
         }
+        if payload > 1528 && self.below(3) == 0 {
+            // The second fits no tunnel, the first does.
+            let second = datagrams::fragment(&whole, id, 48..1528, true);
+            self.pieces.push(second);
+            return datagrams::fragment(&whole, id, 0..48, true);
+        }
         let size = [8, 16, 24, 400, 1400, 1480, 1480, 1480][self.below(8) as usize];
         let mut pieces = datagrams::fragments(&whole, id, size.max(payload.div_ceil(256) * 8));
         if payload > 48 && self.below(4) == 0 {
