@@ -11,7 +11,7 @@ use std::{
 use crate::{
     abi::{
         Announced, AnnouncedKey, Backend, BackendCount, Flow, Fragment, FragmentKey, Frontend,
-        FrontendCount, FrontendKey, NextHop, Reason, Segment, Service, TargetKey, Tuple,
+        FrontendCount, FrontendKey, Moved, NextHop, Reason, Segment, Service, TargetKey, Tuple,
         filter_bit,
     },
     bytes::{Addr, Address, V4, V6},
@@ -146,6 +146,7 @@ pub struct World {
     pub services: HashMap<u32, Service>,
     pub slots: HashMap<u32, u64>,
     pub members: HashMap<u32, u64>,
+    pub moved: RefCell<HashMap<u32, Moved>>,
     pub backends: HashMap<u32, Backend>,
     pub next_hops: HashMap<u32, NextHop>,
     /// The stack's interfaces, where they are others than the devices.
@@ -298,6 +299,15 @@ impl Tables for World {
 
     fn member(&self, index: u32) -> Option<u64> {
         self.members.get(&index).copied()
+    }
+
+    fn moved(&self, index: u32) -> Moved {
+        let moved = self.moved.borrow();
+        moved.get(&index).copied().unwrap_or_default()
+    }
+
+    fn set_moved(&self, index: u32, word: Moved) {
+        self.moved.borrow_mut().insert(index, word);
     }
 
     fn backend(&self, id: u32) -> Option<impl Deref<Target = Backend>> {

@@ -5,7 +5,7 @@ use core::ops::Deref;
 use crate::{
     abi::{
         Announced, AnnouncedKey, Backend, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Hop,
-        NextHop, Reason, Segment, Service, TargetKey, Tuple,
+        Moved, NextHop, Reason, Segment, Service, TargetKey, Tuple,
     },
     bytes::{Addr, Address, V4, V6},
     pipeline::Step,
@@ -103,6 +103,10 @@ pub trait Tables: FamilyTables<V4> + FamilyTables<V6> {
     fn service(&self, index: u32) -> Option<Service>;
     fn slot(&self, index: u32) -> Option<u64>;
     fn member(&self, index: u32) -> Option<u64>;
+    /// A word of the filter of [`Moved`] connections; 0 beyond its end.
+    fn moved(&self, index: u32) -> Moved;
+    /// Several CPUs may write a word at once: what is lost then is noted again.
+    fn set_moved(&self, index: u32, word: Moved);
     fn backend(&self, id: u32) -> Option<impl Deref<Target = Backend>>;
     fn next_hop(&self, id: u32) -> Option<impl Deref<Target = NextHop>>;
     /// The stack's interface for a segment: a VLAN device; the bond that a device is a port of; else the device itself.

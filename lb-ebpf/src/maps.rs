@@ -12,8 +12,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, BackendCount, Bucket, FILTER_WORDS, Flow, Fragment,
-        FragmentKey, Frontend, FrontendCount, FrontendKey, NextHop, Reason, Segment, Service,
-        Settings, SourceKey, TargetKey, Tuple,
+        FragmentKey, Frontend, FrontendCount, FrontendKey, MOVED_WORDS, Moved, NextHop, Reason,
+        Segment, Service, Settings, SourceKey, TargetKey, Tuple,
     },
     bytes::{V4, V6},
     pipeline::Scratch,
@@ -68,6 +68,10 @@ pub static FLOWS6: LruHashMap<Tuple<V6>, Flow<V6>> = LruHashMap::with_max_entrie
 pub static HALF_OPEN4: LruHashMap<Tuple<V4>, Flow<V4>> = LruHashMap::with_max_entries(65_536, 0);
 #[map]
 pub static HALF_OPEN6: LruHashMap<Tuple<V6>, Flow<V6>> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Filter of connections that are not where the table leads. The program writes it.
+#[map]
+pub static MOVED: Array<Moved> = Array::with_max_entries(MOVED_WORDS, 0);
 
 /// First fragments, for those that follow. The program writes them, as often as their budget allows; nothing else is
 /// evicted by a flood of them.

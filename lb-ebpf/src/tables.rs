@@ -11,7 +11,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, Bucket, Flow, Fragment, FragmentKey, Frontend,
-        FrontendKey, Hop, NextHop, Reason, Segment, Service, SourceKey, TargetKey, Tuple,
+        FrontendKey, Hop, Moved, NextHop, Reason, Segment, Service, SourceKey, TargetKey, Tuple,
     },
     bytes::{Addr, Address, Macs, V4, V6},
     tables::{Budget, FamilyTables, FlowTable, Home, Route, Tables},
@@ -20,8 +20,8 @@ use lb_common::{
 use crate::maps::{
     ADDRESSES, ANNOUNCED4, ANNOUNCED6, BACKEND_STATS, BACKENDS, BUCKETS, DEVICES, FLOWS4, FLOWS6,
     FRAGMENTS4, FRAGMENTS6, FRONTEND_STATS, FRONTENDS4, FRONTENDS6, HALF_OPEN4, HALF_OPEN6,
-    INTERFACES, MEMBERS, NEXT_HOPS, REASONS, ROUTE, SEGMENTS, SERVICES, SETTINGS, SLOTS, SOURCES4,
-    SOURCES6, TARGETS4, TARGETS6,
+    INTERFACES, MEMBERS, MOVED, NEXT_HOPS, REASONS, ROUTE, SEGMENTS, SERVICES, SETTINGS, SLOTS,
+    SOURCES4, SOURCES6, TARGETS4, TARGETS6,
 };
 
 /// All tables; the context is what route look-ups need.
@@ -349,6 +349,19 @@ impl<const TC: bool> Tables for KernelTables<TC> {
     #[inline(always)]
     fn member(&self, index: u32) -> Option<u64> {
         MEMBERS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn moved(&self, index: u32) -> Moved {
+        MOVED.get(index).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn set_moved(&self, index: u32, word: Moved) {
+        if let Some(place) = MOVED.get_ptr_mut(index) {
+            // SAFETY: the kernel checked the pointer, and one word is written whole.
+            unsafe { place.write(word) };
+        }
     }
 
     #[inline(always)]

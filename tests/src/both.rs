@@ -184,6 +184,24 @@ impl Both {
         self.apply(&ops)
     }
 
+    /// Gives the slots of services with backends on other nodes to the others of these, with or without knowing whose they
+    /// were, for both.
+    pub fn swap_owners_elsewhere(&mut self, history: bool) -> Result<()> {
+        let ops = world::swapped_owners(history);
+        for op in &ops {
+            if let Op::Slots { base, slots } = op {
+                self.host.slots.extend((*base..).zip(slots.iter().copied()));
+            }
+        }
+        self.apply(&ops)
+    }
+
+    /// Empties both filters of moved connections.
+    pub fn forget_moved(&mut self) -> Result<()> {
+        self.host.moved.borrow_mut().clear();
+        leftovers::forget_moved(self.place.installation.maps())
+    }
+
     /// Takes the names of this node's backends from both.
     pub fn forget_targets(&mut self) -> Result<()> {
         let v4 = self.host.v4.targets.drain().map(|(key, _)| key);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use lb_common::{
-    abi::{Frontend, FrontendKey, Mode, Settings, filter_bit},
+    abi::{Frontend, FrontendKey, Mode, Settings, filter_bit, service_flag},
     bytes::{Addr, Address as _, Be16, V4, V6},
     pipeline::{self, Scratch, Verdict},
     sim::{Frame, World},
@@ -73,6 +73,11 @@ pub fn tunnelled(ops: &[Op], ends: [Addr; 2]) -> Vec<Op> {
             value.target = value.address;
             (value.address, value.source) = (other, own);
             (value.mode, value.next_hop) = (Mode::Dsr as u8, 1);
+        }
+        if let Op::Service { value, .. } = op
+            && value.flags & service_flag::SHARED != 0
+        {
+            value.flags |= service_flag::DSR;
         }
     }
     ops

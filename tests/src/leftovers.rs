@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
 use lb_common::{
@@ -21,6 +21,7 @@ pub fn clear(maps: &Path) -> Result<()> {
     empty::<Tuple<V6>, Flow<V6>>(maps, "HALF_OPEN6")?;
     empty::<FragmentKey<V4>, Fragment<V4>>(maps, "FRAGMENTS4")?;
     empty::<FragmentKey<V6>, Fragment<V6>>(maps, "FRAGMENTS6")?;
+    forget_moved(maps)?;
     zero::<Bucket>(maps, "BUCKETS")?;
     zero::<FrontendCount>(maps, "FRONTEND_STATS")?;
     zero::<BackendCount>(maps, "BACKEND_STATS")?;
@@ -33,6 +34,17 @@ fn empty<K: Pod, V: Pod>(maps: &Path, name: &str) -> Result<()> {
     let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
     for key in keys {
         map.remove(&key).context(name.to_owned())?;
+    }
+    Ok(())
+}
+
+pub(crate) fn forget_moved(maps: &Path) -> Result<()> {
+    let map = Map::Array(MapData::from_pin(maps.join("MOVED"))?);
+    let mut map: Array<_, u64> = map.try_into().context("MOVED")?;
+    for index in 0..map.len() {
+        if map.get(&index, 0)? != 0 {
+            map.set(index, 0, 0)?;
+        }
     }
     Ok(())
 }

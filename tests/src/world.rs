@@ -124,8 +124,8 @@ const FLAGS: [u64; 11] = [
     0,
     service_flag::FLOWS | service_flag::SHARED,
     service_flag::FLOWS | service_flag::SHARED,
-    service_flag::FLOWS | service_flag::SHARED,
-    service_flag::FLOWS | service_flag::SHARED,
+    service_flag::FLOWS | service_flag::SHARED | service_flag::DSR,
+    service_flag::FLOWS | service_flag::SHARED | service_flag::DSR,
     service_flag::TUNNEL | service_flag::SOURCE_RANGES,
 ];
 
@@ -359,6 +359,31 @@ fn service(index: u32, members: &[u32], flags: u64) -> [Op; 3] {
             },
         },
     ]
+}
+
+/// Slots of the services with backends on other nodes only, each with the next owner; with `history`, behind it the one of
+/// before.
+pub(crate) fn swapped_owners(history: bool) -> Vec<Op> {
+    let behind_tunnels = |id: &u32| BACKENDS[*id as usize - 1].0 == Mode::Dsr;
+    let services = MEMBERS.into_iter().enumerate();
+    let services =
+        services.filter(|(_, members)| !members.is_empty() && members.iter().all(behind_tunnels));
+    let swapped = services.map(|(index, members)| {
+        let count = members.len() as u32;
+        let slot = |slot: u32| {
+            let before = if history {
+                (slot % count) as u16
+            } else {
+                u16::MAX
+            };
+            slot_of([((slot + 1) % count) as u16, before, u16::MAX, u16::MAX])
+        };
+        Op::Slots {
+            base: (index as u32) << TABLE,
+            slots: (0..1 << TABLE).map(slot).collect(),
+        }
+    });
+    swapped.collect()
 }
 
 /// The same contents for the host's home of the pipeline.

@@ -83,9 +83,9 @@ pub mod flow_state {
     pub const LAST_HOP: u32 = 1 << 6;
     /// The backend is on this node: packets go on through the stack.
     pub const LOCAL: u32 = 1 << 7;
-    /// Left to kube-proxy, as long as it lives (UDP).
+    /// Left to kube-proxy, as long as it lives.
     pub const PASSED: u32 = 1 << 8;
-    /// Sent through a tunnel to its backend's node, as long as it lives.
+    /// Sent through a tunnel to its backend's node, as long as it lives: UDP, and connections that the table leads elsewhere.
     pub const SENT: u32 = 1 << 9;
 }
 

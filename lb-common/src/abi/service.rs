@@ -34,6 +34,8 @@ pub mod service_flag {
     pub const DROP: u64 = 1 << 5;
     /// It is this node's end of the tunnels: its frontends are own addresses, its source ranges are the other nodes'.
     pub const TUNNEL: u64 = 1 << 6;
+    /// Some backend may be behind a tunnel: TCP connections that go on go by the table, [`super::Moved`] ones by their entries.
+    pub const DSR: u64 = 1 << 7;
 }
 
 /// A power-of-two run of array elements in one word: base (32 bits), log2 of the size (8), generation (24).
@@ -73,6 +75,7 @@ impl Region {
     }
 
     /// Number of elements. For a word that no agent wrote, more than any map holds.
+    #[inline(always)]
     pub const fn size(self) -> u32 {
         if self.is_empty() {
             return 0;

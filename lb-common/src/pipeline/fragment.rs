@@ -4,7 +4,7 @@
 //! those with the first fragment, which chose the way, are seen here (RFC 1858, RFC 3128, RFC 5722).
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, classify, egress, flows, local, nat,
+    FamilyScratch, Path, Step, Verdict, classify, egress, elsewhere, flows, local, nat,
     parse::{self, Layout, Network, Parsed, Piece, TCP, UDP},
     rewrite,
     steer::{CHOSEN, Chosen, STEER},
@@ -133,7 +133,7 @@ fn later<A: Layout, T: Tables + FamilyTables<A>>(
     let frontend = known.flow.frontend;
     let state = known.flow.state;
     if state & flow_state::PASSED != 0 {
-        return Ok(local::leave(path, frontend, Reason::Pass));
+        return Ok(elsewhere::leave(path, frontend, Reason::Pass));
     }
     if state & local::ANSWER == local::ANSWER {
         // Of a datagram that left.

@@ -3,7 +3,8 @@
 //! (RFC 5508, section 4.2).
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, classify, egress, flows, local, nat,
+    FamilyScratch, Path, Step, Verdict, classify, egress, elsewhere, flows, local, nat,
+    odd::Kind,
     parse::{ICMP_LEN, Layout, Network, Parsed, TCP, TCP_LEN, UDP},
     rewrite,
     steer::{CHOSEN, Chosen, STEER},
@@ -210,8 +211,19 @@ pub(crate) fn find<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         known: found.is_some(),
     });
     let Some(table) = found else {
+        // Not what came through a tunnel: it is here already.
+        if frontend != 0
+            && scratch.kind == Kind::Error as u32
+            && elsewhere::by_table(path, scratch) != elsewhere::ELSEWHERE
+        {
+            return if scratch.embedded.forged == 0 {
+                CHOSEN
+            } else {
+                path.end(frontend, Reason::IcmpMtu).pack()
+            };
+        }
         if frontend != 0 && scratch.service.flags & service_flag::SHARED != 0 {
-            return local::leave(path, frontend, Reason::NoFlow);
+            return elsewhere::leave(path, frontend, Reason::NoFlow);
         }
         let asked = frontend != 0 || classify::is_vip(path, scratch.parsed.tuple.destination);
         return if asked {
@@ -222,7 +234,7 @@ pub(crate) fn find<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     };
     let (frontend, state) = (scratch.flow.frontend, scratch.flow.state);
     if state & flow_state::PASSED != 0 {
-        return local::leave(path, frontend, Reason::Pass);
+        return elsewhere::leave(path, frontend, Reason::Pass);
     }
     if scratch.embedded.forged != 0 {
         return path.end(frontend, Reason::IcmpMtu).pack();

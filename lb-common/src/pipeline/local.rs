@@ -1,21 +1,25 @@
 //! `local` and `pass`: services that kube-proxy serves as well. A backend on this node gets the packet from the stack,
 //! which knows the way, with the client's own address; its reply is met on the way out, see [`super::leaving`]. What goes
 //! to other backends is left to kube-proxy, whole connections at a time: its connection tracking knows what began without
-//! us, so the choice is made at a SYN and for a UDP flow that nothing is known of.
+//! us, so the choice is made at a SYN and for a UDP flow that nothing is known of. What goes on elsewhere is in
+//! [`super::elsewhere`].
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, classify, egress, flows, nat,
-    parse::{Layout, tcp_flag},
+    FamilyScratch, Path, Step, Verdict, classify, egress,
+    elsewhere::{self, leave},
+    flows, nat,
+    odd::Kind,
+    parse::Layout,
     ports, rewrite, select,
     steer::{self, Chosen},
     tunnel::{self, kind},
 };
 use crate::{
-    abi::{Backend, Flow, Hop, Mode, Reason, Tuple, backend_state, flow_state},
+    abi::{Backend, Flow, Mode, Reason, Tuple, backend_state, flow_state, service_flag},
     bytes::Be16,
     hash,
     packet::Packet,
-    tables::{Budget, FamilyTables, FlowTable, Home, Tables},
+    tables::{FamilyTables, FlowTable, Tables},
 };
 
 /// State of an entry for packets from a backend on this node.
@@ -36,8 +40,29 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
     let (frontend, now) = (scratch.frontend.id, path.tables.now());
+    let begins = scratch.parsed.tuple_is_udp() || scratch.parsed.is_syn();
+    scratch.chosen = Chosen::default();
+    if !begins && elsewhere::by_table(path, scratch) == elsewhere::THERE {
+        return if scratch.kind == Kind::Whole as u32 {
+            steer::SEND
+        } else {
+            steer::CHOSEN
+        };
+    }
+    let owner = scratch.chosen;
     if let Some(word) = known(packet, path, scratch, now) {
         return word;
+    }
+    if !begins {
+        if owner.id != 0 {
+            scratch.chosen = owner;
+            return steer::CHOSEN;
+        }
+        return if scratch.service.flags & service_flag::DSR == 0 {
+            leave(path, frontend, Reason::NoFlow)
+        } else {
+            elsewhere::NEXT
+        };
     }
     let (id, hash) = match select::owner_of(path, &scratch.parsed, &scratch.service) {
         Ok(selected) => selected,
@@ -50,28 +75,26 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         id,
         mode: backend.mode,
     });
-    let begins = scratch.parsed.tuple_is_udp() || scratch.parsed.is_syn();
     let away = backend.state == backend_state::AWAY;
     if backend.mode == Mode::Dsr as u8 && !away {
         scratch.chosen = Chosen::new(hash, id);
-        if begins {
-            remember(path, scratch, &backend, id, flow_state::SENT, now);
-        } else {
-            // Another node may have sent the ones before.
-            scratch.chosen.kind = u32::from(kind::ASKED);
+        // Of a connection the table tells as much.
+        if scratch.parsed.tuple_is_udp() {
+            elsewhere::remember(path, scratch, id, flow_state::SENT, 0, now);
         }
         return steer::CHOSEN;
-    }
-    if !begins {
-        return leave(path, frontend, Reason::NoFlow);
     }
     if backend.mode == Mode::Nat as u8 {
         return classify::FLOWS;
     }
     if backend.mode == Mode::Pass as u8 || away {
-        // What begins over TCP is in kube-proxy's own memory.
-        if scratch.parsed.tuple_is_udp() {
-            remember(path, scratch, &backend, id, flow_state::PASSED, now);
+        // What begins over TCP is in kube-proxy's own memory; here, too, where the table may lead to a tunnel.
+        let asks = scratch.service.flags & service_flag::DSR != 0;
+        if scratch.parsed.tuple_is_udp() || asks {
+            elsewhere::remember(path, scratch, id, flow_state::PASSED, 0, now);
+        }
+        if asks {
+            elsewhere::mark_moved(path, scratch, now);
         }
         return leave(path, frontend, Reason::Pass);
     }
@@ -83,7 +106,7 @@ pub(crate) fn forward<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
 
 /// Sends a packet on as the entry of its flow says, if it has one that is still good.
 #[inline(always)]
-fn known<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+pub(super) fn known<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
@@ -103,6 +126,9 @@ fn known<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         nat::forget(path, table, scratch);
         return None;
     }
+    if table == FlowTable::HalfOpen && state & (flow_state::PASSED | flow_state::SENT) != 0 {
+        elsewhere::settle(path, scratch, now);
+    }
     if state & flow_state::PASSED != 0 {
         return Some(leave(path, frontend, Reason::Pass));
     }
@@ -112,10 +138,10 @@ fn known<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
             nat::forget(path, table, scratch);
             return None;
         }
-        if table == FlowTable::HalfOpen {
-            settle(path, scratch, now);
-        }
         scratch.chosen = Chosen::of(id);
+        if !scratch.parsed.tuple_is_udp() && !scratch.parsed.is_syn() {
+            scratch.chosen.kind = u32::from(kind::asked(scratch.flow.isn));
+        }
         return Some(steer::CHOSEN);
     }
     let promoted = table == FlowTable::HalfOpen && nat::promote(path, scratch, now);
@@ -134,51 +160,25 @@ pub(crate) fn accept<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
-    let (now, id) = (path.tables.now(), scratch.chosen.id);
+    let (now, chosen) = (path.tables.now(), scratch.chosen);
     if let Some(word) = known(packet, path, scratch, now)
         && !classify::goes_on(word)
     {
         return word;
     }
-    if scratch.chosen.kind == u32::from(kind::ASKED) {
+    scratch.chosen = chosen;
+    if kind::of(chosen.kind as u8) == kind::ASKED {
         return tunnel::UNKNOWN;
     }
-    match path.tables.backend(id) {
+    match path.tables.backend(chosen.id) {
         Some(backend)
             if backend.mode == Mode::Local as u8
                 && backend.address.is_v4() == (A::VERSION == 4) =>
         {
-            enter(packet, path, scratch, &backend, id, now)
+            enter(packet, path, scratch, &backend, chosen.id, now)
         }
         _ => path.end(scratch.frontend.id, Reason::TunnelTarget).pack(),
     }
-}
-
-/// Leaves a connection that its backend's node does not know to kube-proxy, which does if anyone does, and remembers that.
-#[inline(always)]
-pub(crate) fn give_up<A: Layout, T: Tables + FamilyTables<A>>(
-    path: &Path<'_, T>,
-    scratch: &mut FamilyScratch<A>,
-) -> u64 {
-    let frontend = scratch.frontend.id;
-    let ends = scratch.parsed.tuple_is_udp() || scratch.parsed.flags & tcp_flag::RST != 0;
-    if !ends
-        && let Ok((id, _)) = select::owner_of(path, &scratch.parsed, &scratch.service)
-        && let Some(backend) = path.tables.backend(id)
-    {
-        let now = path.tables.now();
-        remember(path, scratch, &backend, id, flow_state::PASSED, now);
-    }
-    leave(path, frontend, Reason::NoFlow)
-}
-
-/// Leaves the packet to whoever serves the VIP beside us; at tc it has been counted already.
-#[inline(always)]
-pub(crate) fn leave<T: Tables>(path: &Path<'_, T>, frontend: u32, reason: Reason) -> u64 {
-    if path.tables.home() == Home::Tc {
-        return Verdict::NotOurs.pack();
-    }
-    path.end(frontend, reason).pack()
 }
 
 /// Whether nothing is left of what the entry stands for: a UDP flow that has passed long ago, or a connection that its
@@ -197,64 +197,6 @@ fn is_over<A: Layout, T: Tables>(path: &Path<'_, T>, scratch: &FamilyScratch<A>,
             }))
 }
 
-/// An entry that changes nothing.
-#[inline(always)]
-fn entry<A: Layout>(scratch: &FamilyScratch<A>, backend: &Backend, id: u32, now: u32) -> Flow<A> {
-    let tuple = &scratch.parsed.tuple;
-    Flow {
-        source: tuple.source,
-        destination: tuple.destination,
-        source_port: tuple.source_port,
-        destination_port: tuple.destination_port,
-        hop: Hop::default(),
-        backend: id,
-        generation: backend.generation,
-        frontend: scratch.frontend.id,
-        seen: now,
-        resolved: now,
-        isn: 0,
-        state: 0,
-    }
-}
-
-/// Remembers a flow that goes elsewhere, as `state` says, among the half-open. A UDP flow that is evicted there is chosen
-/// anew, and mostly the same.
-#[inline(always)]
-fn remember<A: Layout, T: Tables + FamilyTables<A>>(
-    path: &Path<'_, T>,
-    scratch: &mut FamilyScratch<A>,
-    backend: &Backend,
-    id: u32,
-    state: u32,
-    now: u32,
-) {
-    scratch.flow = entry(scratch, backend, id, now);
-    scratch.flow.state = state;
-    let (table, tuple) = (FlowTable::HalfOpen, &scratch.parsed.tuple);
-    path.tables.insert_flow(table, tuple, &scratch.flow, false);
-}
-
-/// Moves a TCP connection that goes on elsewhere to where no flood of SYNs evicts it. What its backend says is not seen
-/// here, so the client's word has to do.
-#[inline(always)]
-fn settle<A: Layout, T: Tables + FamilyTables<A>>(
-    path: &Path<'_, T>,
-    scratch: &mut FamilyScratch<A>,
-    now: u32,
-) {
-    let (tables, parsed, settings) = (path.tables, &scratch.parsed, path.settings);
-    if parsed.tuple_is_udp() || parsed.flags & (tcp_flag::SYN | tcp_flag::RST) != 0 {
-        return;
-    }
-    if !tables.take(Budget::Flow, settings.flow_rate, settings.flow_burst) {
-        return;
-    }
-    scratch.flow.seen = now;
-    if tables.insert_flow(FlowTable::Established, &parsed.tuple, &scratch.flow, false) {
-        FamilyTables::<A>::remove_flow(tables, FlowTable::HalfOpen, &parsed.tuple);
-    }
-}
-
 /// Begins a flow with a backend of this node.
 #[inline(always)]
 fn enter<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
@@ -265,7 +207,7 @@ fn enter<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     id: u32,
     now: u32,
 ) -> u64 {
-    scratch.flow = entry(scratch, backend, id, now);
+    scratch.flow = elsewhere::entry(scratch, id, backend.generation, now);
     scratch.flow.destination = A::from_addr(&backend.address);
     scratch.flow.destination_port = backend.port;
     scratch.flow.state = flow_state::LOCAL;

@@ -8,6 +8,7 @@ mod arp;
 mod classify;
 mod echo;
 mod egress;
+mod elsewhere;
 mod encap;
 mod flows;
 mod fragment;

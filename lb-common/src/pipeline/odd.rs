@@ -2,7 +2,7 @@
 //! hear about. Each step is a function of its own in the kernel, called from here, so that their stacks share one place.
 
 use super::{
-    FamilyScratch, Path, classify, echo, fragment, icmp, local, mtu, nat, ndp,
+    FamilyScratch, Path, classify, echo, elsewhere, fragment, icmp, local, mtu, nat, ndp,
     parse::Layout,
     reject, steer,
     tunnel::{self, Envelope},
@@ -16,7 +16,7 @@ use crate::{
 
 /// What a packet's tuple was read from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     /// Its own headers, or those of a fragment that is alone.
     Whole,
     /// Those of a first fragment, which others will follow.
@@ -75,6 +75,9 @@ pub(crate) fn go_on<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         }
     } else if word == classify::SHARED {
         word = local::forward(packet, path, scratch);
+        if word == elsewhere::NEXT {
+            word = elsewhere::ask_next(path, scratch);
+        }
     }
     if word == steer::CHOSEN {
         word = steer::forward(packet, path, scratch);
@@ -95,16 +98,7 @@ pub(crate) fn go_on<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
         }
         return reject::answer(packet, path, scratch);
     }
-    if word == classify::TOO_BIG {
-        if scratch.kind == Kind::Error as u32 || scratch.kind == Kind::Later as u32 {
-            return path.end(scratch.frontend.id, Reason::DoesNotFit).pack();
-        }
-        return mtu::tell(packet, path, scratch);
-    }
-    if scratch.kind == Kind::First as u32 {
-        fragment::remember(path, scratch, word);
-    }
-    word
+    finish(packet, path, scratch, word)
 }
 
 /// Sends a packet through a tunnel, after [`go_on`] has found that it is to be. Here, and not there, the verifier of old
@@ -116,8 +110,19 @@ pub(crate) fn send<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
     let word = tunnel::forward(packet, path, scratch);
+    finish(packet, path, scratch, word)
+}
+
+/// Tells the client of what does not fit, if anyone may be told, and remembers where a first fragment went.
+#[inline(always)]
+fn finish<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+    word: u64,
+) -> u64 {
     if word == classify::TOO_BIG {
-        if scratch.kind == Kind::Later as u32 {
+        if scratch.kind == Kind::Error as u32 || scratch.kind == Kind::Later as u32 {
             return path.end(scratch.frontend.id, Reason::DoesNotFit).pack();
         }
         return mtu::tell(packet, path, scratch);
@@ -136,6 +141,7 @@ pub(crate) fn arrived<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     scratch: &mut FamilyScratch<A>,
     envelope: &Envelope,
 ) -> u64 {
+    scratch.kind = Kind::Whole as u32;
     let mut word = tunnel::read(packet, path, scratch);
     let is_error = word == classify::ICMP;
     if word == classify::FRAGMENT {
@@ -160,6 +166,16 @@ pub(crate) fn arrived<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     }
     if word == tunnel::UNKNOWN {
         return tunnel::give_back(packet, path, scratch, envelope);
+    }
+    if word == tunnel::BACK {
+        word = elsewhere::given_back(packet, path, scratch, envelope.kind);
+        if word == elsewhere::NEXT {
+            word = elsewhere::ask_next(path, scratch);
+        }
+        if word == steer::CHOSEN {
+            return send(packet, path, scratch);
+        }
+        return word;
     }
     if is_first {
         fragment::remember(path, scratch, word);

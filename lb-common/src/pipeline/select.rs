@@ -5,20 +5,22 @@ use super::{
     parse::{Layout, Parsed},
 };
 use crate::{
-    abi::{Backend, Mode, NO_OWNER, Reason, Region, Service, owner, service_flag},
+    abi::{Backend, Mode, NO_OWNER, OWNERS, Reason, Region, Service, owner, service_flag},
     hash,
     packet::Packet,
     tables::{FamilyTables, Tables},
 };
 
-/// Id of the backend that owns the packet's flow, and the flow's hash (0 where the choice needed none).
-/// Table, slot, ordinal, member: each step one array look-up.
+/// Ordinals that are asked for a connection when those of its slot do not know it.
+const LAST: u32 = 8;
+
+/// The slot of the packet's flow: owners of now and before; and the hash that chose it (0 where there was no choice).
 #[inline(always)]
-pub(crate) fn owner_of<A: Layout, T: Tables>(
+fn slot_of<A: Layout, T: Tables>(
     path: &Path<'_, T>,
     parsed: &Parsed<A>,
     service: &Service,
-) -> Result<(u32, u64), Reason> {
+) -> Result<(u64, u64), Reason> {
     let table = Region(service.table);
     if table.is_empty() {
         return Err(if service.flags & service_flag::DROP == 0 {
@@ -46,6 +48,18 @@ pub(crate) fn owner_of<A: Layout, T: Tables>(
         .tables
         .slot(table.base().wrapping_add(index))
         .ok_or(Reason::Inconsistent)?;
+    Ok((slot, hash))
+}
+
+/// Id of the backend that owns the packet's flow, and the flow's hash (0 where the choice needed none).
+/// Table, slot, ordinal, member: each step one array look-up.
+#[inline(always)]
+pub(crate) fn owner_of<A: Layout, T: Tables>(
+    path: &Path<'_, T>,
+    parsed: &Parsed<A>,
+    service: &Service,
+) -> Result<(u32, u64), Reason> {
+    let (slot, hash) = slot_of(path, parsed, service)?;
     let ordinal = owner(slot, 0);
     path.tables.trace(Step::Owner {
         ordinal,
@@ -59,6 +73,49 @@ pub(crate) fn owner_of<A: Layout, T: Tables>(
     let id = path.tables.member(at).ok_or(Reason::Inconsistent)? as u32;
     let of_flow = service.flags & service_flag::AFFINITY == 0;
     Ok((id, if of_flow { hash } else { 0 }))
+}
+
+/// The next after `position`, from 1 on, of those that may know a connection whose packets the table leads elsewhere: its
+/// slot's owners before, then whoever the service has. Its position in the high half, its id in the low; 0: there is none.
+/// Position 0 is the owner's.
+#[inline(never)]
+pub(crate) fn next_candidate<A: Layout, T: Tables>(
+    path: &Path<'_, T>,
+    scratch: &FamilyScratch<A>,
+    position: u32,
+) -> u64 {
+    const OLD: u32 = OWNERS as u32;
+    let slot = slot_of(path, &scratch.parsed, &scratch.service);
+    // Without a table its owners are among the rest.
+    let slot = slot.map_or(u64::MAX, |(slot, _)| slot);
+    let members = Region(scratch.service.members);
+    let mut at = 1;
+    while at < OLD + LAST {
+        let (ordinal, again) = if at < OLD {
+            (owner(slot, at), false)
+        } else {
+            let ordinal = (at - OLD) as u16;
+            (ordinal, (0..OLD).any(|lane| owner(slot, lane) == ordinal))
+        };
+        let ordinal = u32::from(ordinal);
+        if at > position
+            && !again
+            && ordinal < members.size()
+            && let Some(word) = path.tables.member(members.base().wrapping_add(ordinal))
+            && is_behind_tunnel(path, word as u32)
+        {
+            return u64::from(at) << 32 | u64::from(word as u32);
+        }
+        at += 1;
+    }
+    0
+}
+
+/// Whether an id is that of a backend behind a tunnel. Nobody has 0.
+#[inline(always)]
+fn is_behind_tunnel<T: Tables>(path: &Path<'_, T>, id: u32) -> bool {
+    let backend = path.tables.backend(id);
+    id != 0 && backend.is_some_and(|backend| backend.mode == Mode::Dsr as u8)
 }
 
 /// A packet of a service without `nat`: chosen anew each time, by hash.

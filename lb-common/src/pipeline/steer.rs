@@ -23,7 +23,7 @@ pub(crate) struct Chosen {
     pub(crate) hash: u64,
     /// Id of the backend.
     pub(crate) id: u32,
-    /// What its node is told in a tunnel: of [`super::tunnel::kind`].
+    /// What its node is told in a tunnel: a byte as [`super::tunnel::kind`] says.
     pub(crate) kind: u32,
 }
 

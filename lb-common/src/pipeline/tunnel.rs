@@ -13,10 +13,9 @@
 use network_types::ip::Ipv6Hdr;
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, classify,
+    FamilyScratch, Path, Step, Verdict, classify, elsewhere,
     encap::{OUTER_TTL, outer4},
     fragment::{FIRST, FOLLOW},
-    local,
     parse::{self, IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout, Odd, UDP, UDP_LEN},
     select,
     steer::{CHOSEN, Chosen, STEER},
@@ -38,7 +37,8 @@ const FIXED: u32 = 12;
 const CLASS: u32 = 0xff4d;
 const TYPE: u32 = 0x81;
 
-/// What the sender says of a packet.
+/// What the sender says of a packet: one of these, and in the bits above them which of the backends that may know its
+/// connection is asked, by its position in [`select::next_candidate`].
 pub(crate) mod kind {
     /// It begins a flow, or goes on with one that the sender has an entry of.
     pub(crate) const SENT: u8 = 0;
@@ -46,10 +46,29 @@ pub(crate) mod kind {
     pub(crate) const ASKED: u8 = 1;
     /// Nor does the node that was asked.
     pub(crate) const GIVEN_BACK: u8 = 2;
+
+    /// The question to the candidate at a position.
+    #[inline(always)]
+    pub(crate) const fn asked(position: u32) -> u8 {
+        ASKED | (position << 2) as u8
+    }
+
+    /// Which of the three.
+    #[inline(always)]
+    pub(crate) const fn of(kind: u8) -> u8 {
+        kind & 3
+    }
+
+    #[inline(always)]
+    pub(crate) const fn position(kind: u8) -> u32 {
+        (kind >> 2) as u32
+    }
 }
 
 /// Beside the words of [`classify`]: the packet is to be given back.
 pub(crate) const UNKNOWN: u64 = 17 << 24;
+/// The packet was given back.
+pub(crate) const BACK: u64 = 19 << 24;
 
 /// Bytes of an address of the inner packet's family.
 const fn address_length(v4: bool) -> u32 {
@@ -273,14 +292,19 @@ pub(crate) fn receive<A: Layout, T: Tables + FamilyTables<A>>(
     if word == FIRST && !path.tables.take(Budget::Fragment, rate, burst) {
         return path.end(frontend.id, Reason::FragmentLimited).pack();
     }
-    if envelope.kind == kind::GIVEN_BACK {
-        return local::give_up(path, scratch);
+    if kind::of(envelope.kind) == kind::GIVEN_BACK {
+        // What is in fragments has no way of its own.
+        return if word == STEER {
+            BACK
+        } else {
+            elsewhere::leave(path, frontend.id, Reason::NoFlow)
+        };
     }
     let key = TargetKey::new(frontend.service, target, envelope.port);
     // Who is asked may know the connection by a backend that gets no new ones.
     let id = match FamilyTables::<A>::target(path.tables, &key) {
         Some(id) => id,
-        None if envelope.kind == kind::ASKED => 0,
+        None if kind::of(envelope.kind) == kind::ASKED => 0,
         None => return path.end(frontend.id, Reason::TunnelTarget).pack(),
     };
     scratch.chosen = Chosen::new(flow, id);
@@ -306,7 +330,7 @@ pub(crate) fn give_back<A: Layout, P: Packet, T: Tables>(
     };
     // It has just come by the same way.
     scratch.exit.mtu = u32::MAX;
-    scratch.chosen.kind = u32::from(kind::GIVEN_BACK);
+    scratch.chosen.kind = u32::from(envelope.kind & !kind::ASKED | kind::GIVEN_BACK);
     let hash = scratch.chosen.hash;
     if let Err(reason) = wrap(packet, path, scratch, &asking, hash) {
         return path.end(frontend, reason).pack();
@@ -337,7 +361,10 @@ pub(crate) fn unwrap<A: Layout, P: Packet>(
     let ether_type = if inner_v4 { IPV4 } else { IPV6 };
     let expected = ((1 + body) << 24).to_be() | u32::from(ether_type) << 16;
     let option = (CLASS << 16 | TYPE << 8 | body).to_be();
-    if shell.kind > kind::GIVEN_BACK || geneve != expected || network != 0 || shell.option != option
+    if kind::of(shell.kind) > kind::GIVEN_BACK
+        || geneve != expected
+        || network != 0
+        || shell.option != option
     {
         return Err(Reason::TunnelMalformed);
     }

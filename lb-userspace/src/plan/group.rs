@@ -12,7 +12,7 @@ use super::{
     Op, PlanError, Planner,
     members::same_element,
     ordinals::{self, Asking},
-    placed::{Member, MemberKey, Placed, Table, chained, has_history, stripped},
+    placed::{Member, MemberKey, Placed, Renamed, Table, chained, has_history, renamed},
     table::{self, Share},
 };
 use crate::desired;
@@ -29,11 +29,15 @@ struct Taken {
 /// What a change will make of the members and the table.
 pub(super) struct Draft {
     pub given: BTreeMap<u16, MemberKey>,
-    /// None: the slots stay.
-    slots: Option<Box<[u64]>>,
+    slots: Slots,
     built: Vec<(Share, u32)>,
-    /// Ordinals that mean another backend now, or none.
-    strangers: BTreeSet<u16>,
+}
+
+/// What becomes of the table.
+enum Slots {
+    /// Its owners stay: the words, with whom former owners' ordinals mean now.
+    Kept(Option<Box<[u64]>>),
+    New(Box<[u64]>),
 }
 
 impl Planner {
@@ -110,7 +114,7 @@ impl Planner {
         }
         value.flags = flags(service, group);
         let old_table = Region(old.table);
-        if let Some(words) = &draft.slots {
+        if let Slots::New(words) = &draft.slots {
             value.table = slots
                 .map_or(Region::EMPTY, |(base, log2)| {
                     ops.push(Op::Slots {
@@ -123,7 +127,7 @@ impl Planner {
         }
         publish(placed, value, fresh, ops);
         self.remove_sources(placed, ranges.unwrap_or_default(), ops);
-        if draft.slots.is_some() && !old_table.is_empty() {
+        if matches!(draft.slots, Slots::New(_)) && !old_table.is_empty() {
             self.pools.slots.release(old_table.base(), old_table.log2());
         }
         if members.is_some() {
@@ -192,27 +196,30 @@ impl Planner {
                 weight: wanted[key].weight,
             })
             .collect();
-        let strangers = placed
-            .members
-            .iter()
-            .filter(|(ordinal, member)| given.get(ordinal) != Some(&member.key))
-            .map(|(ordinal, _)| *ordinal)
-            .collect();
+        let others = renamed_ordinals(&placed.members, &given);
         let known = placed.table.shares();
-        if known.as_ref() == Some(&shares) {
+        let moved = others.values().any(Option::is_some);
+        if known.as_ref() == Some(&shares) && !moved {
             return Draft {
                 given,
-                slots: None,
+                slots: Slots::Kept(
+                    placed
+                        .table
+                        .slots
+                        .as_ref()
+                        .map(|slots| renamed(slots, &others)),
+                ),
                 built: placed.table.built.clone().unwrap_or_default(),
-                strangers,
             };
         }
         let owners = table::owners(algorithm, self.cluster_key, &shares, &mut self.scratch);
+        let alone = |owners: &[u16]| owners.iter().map(|owner| alone(*owner)).collect();
         let before: Box<[u64]> = match (&placed.table.slots, known) {
             (Some(slots), _) => slots.clone(),
+            (None, Some(known)) if known == shares => alone(&owners),
             (None, Some(known)) => {
-                let owners = table::owners(algorithm, self.cluster_key, &known, &mut self.scratch);
-                owners.iter().map(|owner| alone(*owner)).collect()
+                let (key, scratch) = (self.cluster_key, &mut self.scratch);
+                alone(&table::owners(algorithm, key, &known, scratch))
             }
             (None, None) => Box::default(),
         };
@@ -221,12 +228,14 @@ impl Planner {
                 .iter()
                 .zip(&owners)
                 .all(|(slot, now)| owner(*slot, 0) == *now);
-        let slots = (!same).then(|| chained(&owners, &before, &strangers));
         Draft {
             built: count(&shares, &owners),
             given,
-            slots,
-            strangers,
+            slots: if same {
+                Slots::Kept(Some(renamed(&before, &others)))
+            } else {
+                Slots::New(chained(&owners, &before, &others))
+            },
         }
     }
 
@@ -279,7 +288,7 @@ impl Planner {
                     .region("members", |pools| &mut pools.members, log2, ops)?;
                 taken.members = Some((base, log2));
             }
-            if let Some(slots) = &draft.slots
+            if let Slots::New(slots) = &draft.slots
                 && !slots.is_empty()
             {
                 let log2 = slots.len().ilog2() as u8;
@@ -330,6 +339,7 @@ fn flags(service: &desired::Service, group: &desired::Group) -> u64 {
     always
         | flag(service_flag::FLOWS, shared || has(&[Mode::Nat]))
         | flag(service_flag::SHARED, shared)
+        | flag(service_flag::DSR, has(&[Mode::Dsr]))
         | flag(service_flag::AFFINITY, service.affinity.is_some())
         | flag(service_flag::DROP, group.drop)
 }
@@ -365,21 +375,39 @@ fn publish(placed: &mut Placed, value: Service, fresh: bool, ops: &mut Vec<Op>) 
     placed.value = value;
 }
 
-/// Slots that stay are rid of former owners that are strangers now, in place: a slot is one word.
+/// Former owners of slots that stay are called by what their ordinals are now, in place: a slot is one word.
 fn remember_table(placed: &mut Placed, draft: Draft, ops: &mut Vec<Op>) {
-    if let Some(slots) = draft.slots {
-        placed.table.slots = has_history(&slots).then_some(slots);
-    } else if let Some(slots) = &placed.table.slots {
-        let clean = stripped(slots, &draft.strangers);
-        if clean != *slots {
-            ops.push(Op::Slots {
-                base: Region(placed.value.table).base(),
-                slots: clean.to_vec(),
-            });
+    let slots = match draft.slots {
+        Slots::New(slots) => Some(slots),
+        Slots::Kept(slots) => {
+            if let Some(slots) = &slots
+                && placed
+                    .table
+                    .slots
+                    .as_ref()
+                    .map_or_else(|| has_history(slots), |before| before != slots)
+            {
+                ops.push(Op::Slots {
+                    base: Region(placed.value.table).base(),
+                    slots: slots.to_vec(),
+                });
+            }
+            slots
         }
-        placed.table.slots = has_history(&clean).then_some(clean);
-    }
+    };
+    placed.table.slots = slots.filter(|slots| has_history(slots));
     placed.table.built = Some(draft.built);
+}
+
+/// Ordinals that mean another backend in `given`, or none; and the one that theirs has there, if it is.
+fn renamed_ordinals(members: &BTreeMap<u16, Member>, given: &BTreeMap<u16, MemberKey>) -> Renamed {
+    let others = members
+        .iter()
+        .filter(|(ordinal, member)| given.get(ordinal) != Some(&member.key));
+    let place = |key: MemberKey| given.iter().find(|(_, given)| **given == key);
+    others
+        .map(|(ordinal, member)| (*ordinal, place(member.key).map(|(ordinal, _)| *ordinal)))
+        .collect()
 }
 
 fn count(shares: &[Share], owners: &[u16]) -> Vec<(Share, u32)> {

@@ -57,9 +57,11 @@ impl Table {
     }
 }
 
-/// Slots of a new table: each slot's owner, then who owned it before, without repeats and without `strangers`, ordinals
-/// that mean another backend now or none.
-pub(super) fn chained(owners: &[u16], before: &[u64], strangers: &BTreeSet<u16>) -> Box<[u64]> {
+/// Ordinals that mean another backend now, and what theirs is now; None where there is none.
+pub(super) type Renamed = BTreeMap<u16, Option<u16>>;
+
+/// Slots of a new table: each slot's owner, then who owned it before, without repeats, as they are called now.
+pub(super) fn chained(owners: &[u16], before: &[u64], names: &Renamed) -> Box<[u64]> {
     let slot = |(index, current): (usize, &u16)| {
         // The low bits of a flow's hash choose its slot, so this is where its flows were.
         let former = if before.is_empty() {
@@ -67,23 +69,23 @@ pub(super) fn chained(owners: &[u16], before: &[u64], strangers: &BTreeSet<u16>)
         } else {
             before[index & (before.len() - 1)]
         };
-        chain(Some(*current), former, strangers)
+        chain(*current, former, names)
     };
     owners.iter().enumerate().map(slot).collect()
 }
 
-/// The same slots without `strangers` among the former owners.
-pub(super) fn stripped(slots: &[u64], strangers: &BTreeSet<u16>) -> Box<[u64]> {
-    let slot = |slot: &u64| chain(Some(owner(*slot, 0)), *slot, strangers);
+/// The same slots, with former owners as they are called now. Who has an owner's ordinal now has its slots.
+pub(super) fn renamed(slots: &[u64], names: &Renamed) -> Box<[u64]> {
+    let slot = |slot: &u64| chain(owner(*slot, 0), *slot, names);
     slots.iter().map(slot).collect()
 }
 
-fn chain(current: Option<u16>, former: u64, strangers: &BTreeSet<u16>) -> u64 {
+fn chain(current: u16, former: u64, names: &Renamed) -> u64 {
     let mut chain = [NO_OWNER; OWNERS];
     let mut length = 0;
     let former = (0..OWNERS as u32).map(|position| owner(former, position));
-    let former = former.filter(|ordinal| !strangers.contains(ordinal));
-    for ordinal in current.into_iter().chain(former) {
+    let former = former.filter_map(|ordinal| names.get(&ordinal).map_or(Some(ordinal), |now| *now));
+    for ordinal in std::iter::once(current).chain(former) {
         if ordinal != NO_OWNER && length < OWNERS && !chain[..length].contains(&ordinal) {
             chain[length] = ordinal;
             length += 1;
@@ -104,9 +106,9 @@ mod tests {
     const NO: u16 = NO_OWNER;
 
     #[test]
-    fn a_chain_has_no_repeats_and_no_strangers() {
+    fn a_chain_has_no_repeats_and_calls_former_owners_by_what_they_are_now() {
         let before = [slot_of([1, 2, 3, 4]), slot_of([5, NO, NO, NO])];
-        let slots = chained(&[2, 5, 6, 7], &before, &BTreeSet::from([4]));
+        let slots = chained(&[2, 5, 6, 7], &before, &Renamed::from([(4, None)]));
         assert_eq!(
             *slots,
             [
@@ -117,11 +119,23 @@ mod tests {
             ]
         );
         assert!(has_history(&slots));
-        let slots = stripped(&slots, &BTreeSet::from([1, 2, 3, 5]));
+        // Another backend has 5, whose own is 8 now.
+        let moved = renamed(&slots, &Renamed::from([(5, Some(8)), (1, None)]));
+        assert_eq!(
+            *moved,
+            [
+                slot_of([2, 3, NO, NO]),
+                slot_of([5, 8, NO, NO]),
+                slot_of([6, 2, 3, NO]),
+                slot_of([7, 8, NO, NO])
+            ]
+        );
+        let none = Renamed::from([1, 2, 3, 5].map(|ordinal| (ordinal, None)));
+        let slots = renamed(&slots, &none);
         assert_eq!(owner(slots[0], 0), 2, "a current owner stays");
         assert!(!has_history(&slots));
         assert_eq!(
-            *chained(&[9], &[], &BTreeSet::new()),
+            *chained(&[9], &[], &Renamed::new()),
             [slot_of([9, NO, NO, NO])]
         );
     }

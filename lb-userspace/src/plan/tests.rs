@@ -212,6 +212,49 @@ fn slots_remember_their_former_owners() {
     assert_eq!(chained(&watch), 0);
 }
 
+/// Whoever has its slots now is asked for its connections first (docs/dsr.md).
+#[test]
+fn slots_remember_who_was_replaced_while_it_drains() {
+    let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));
+    let mut web = service(&[frontend(10, 80)], backends(1..=3));
+    step(&mut planner, &mut watch, &desired(&[("web", &web)]));
+    let owners = |watch: &Watch| -> Vec<u16> {
+        let slots = watch.table(0).into_iter();
+        slots.map(|slot| lb_common::abi::owner(slot, 0)).collect()
+    };
+    let before = owners(&watch);
+    // The second is replaced twice: by one that comes while it drains, and by one that comes while that drains, too.
+    for (drains, comes) in [(1, 4), (3, 5)] {
+        web.groups[0].backends[drains].drain = true;
+        web.groups[0].backends.push(backend(comes));
+        let ops = step(&mut planner, &mut watch, &desired(&[("web", &web)]));
+        assert!(!ops.iter().any(|op| matches!(op, Op::Table { .. })));
+    }
+    assert_eq!(owners(&watch), before);
+    let named = |planner: &Planner, ordinal: u16| {
+        let groups = planner.placed(&name("web"));
+        let mut backends = groups[0].backends.iter();
+        let named = backends.find(|one| one.ordinal == ordinal);
+        named.map(|one| one.address.to_string())
+    };
+    let chain = |watch: &Watch| {
+        let slots = watch.table(0).into_iter();
+        let slot = slots.zip(&before).find(|(_, owner)| **owner == 1);
+        [0, 1, 2, 3].map(|lane| lb_common::abi::owner(slot.unwrap().0, lane))
+    };
+    let names = chain(&watch).map(|ordinal| named(&planner, ordinal).unwrap_or_default());
+    assert_eq!(names, ["10.0.0.5", "10.0.0.4", "10.0.0.2", ""]);
+    // The next agent knows as much.
+    let wanted = desired(&[("web", &web)]);
+    let mut again = Planner::restore(LIMITS, KEY, watch.fake.dump().unwrap(), &wanted);
+    assert_eq!(step(&mut again, &mut watch, &wanted), []);
+    // Who has gone is forgotten.
+    web.groups[0].backends.remove(1);
+    step(&mut again, &mut watch, &desired(&[("web", &web)]));
+    let names = chain(&watch).map(|ordinal| named(&again, ordinal).unwrap_or_default());
+    assert_eq!(names, ["10.0.0.5", "10.0.0.4", "", ""]);
+}
+
 #[test]
 fn a_neighbour_is_one_op_for_all_behind_it() {
     let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));

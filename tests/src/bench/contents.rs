@@ -82,7 +82,10 @@ impl Kind {
     const fn flags(self) -> u64 {
         match self {
             Self::Nat => service_flag::FLOWS,
-            Self::Dsr4 | Self::Dsr6 | Self::Local => service_flag::FLOWS | service_flag::SHARED,
+            Self::Local => service_flag::FLOWS | service_flag::SHARED,
+            Self::Dsr4 | Self::Dsr6 => {
+                service_flag::FLOWS | service_flag::SHARED | service_flag::DSR
+            }
             Self::Ipip4 | Self::Ipip6 | Self::L2 => 0,
         }
     }

@@ -36,7 +36,6 @@ pub(super) fn enter(
 /// What an established connection's entry says.
 const fn state(mode: Mode) -> u32 {
     match mode {
-        Mode::Dsr => flow_state::SENT,
         Mode::Local => flow_state::LOCAL,
         _ => 0,
     }
@@ -100,9 +99,7 @@ where
             isn: 0,
             state: state(mode),
         };
-        if mode != Mode::Dsr {
-            flow.destination = address(kind.backend(ordinal));
-        }
+        flow.destination = address(kind.backend(ordinal));
         if mode == Mode::Nat {
             flow.source = address(kind.source());
             flow.source_port = Be16::new(61_000 + (number / BACKENDS % 4000) as u16);

@@ -181,8 +181,6 @@ pub(super) fn run(json: bool) -> Result<()> {
     kernel.dataplane.apply(&ops)?;
     for (kind, client) in [
         (Service::Nat, CLIENT4.into()),
-        (Service::Dsr4, CLIENT4.into()),
-        (Service::Dsr6, CLIENT6.into()),
         (Service::Local, CLIENT4.into()),
     ] {
         let now = clock.now()? as u32;

@@ -1,6 +1,8 @@
 //! `dsr`: what goes through a tunnel to a backend's node, and what comes out of one. The other end is
 //! [`lb_tests::director`].
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, Result};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use lb_common::{
@@ -116,7 +118,7 @@ fn a_backend_elsewhere_is_sent_the_clients_packet_as_it_is() -> Result<()> {
 }
 
 #[test]
-fn all_of_a_flow_goes_to_one_node_whatever_comes_after() -> Result<()> {
+fn all_of_a_flow_goes_to_one_node_and_only_of_udp_it_is_remembered_which() -> Result<()> {
     with_both(|both| {
         for [client, vip, _] in [V4, V6] {
             let mut began = Vec::new();
@@ -125,7 +127,8 @@ fn all_of_a_flow_goes_to_one_node_whatever_comes_after() -> Result<()> {
             {
                 let outcome = both.run(&packet(client, vip, port, kind).frame(both))?;
                 began.push((port, kind, outcome.backend()));
-                assert_eq!(state(both, port)?, Some(FlowState::Half), "{kind:?}");
+                let remembered = (kind == Kind::Udp).then_some(FlowState::Half);
+                assert_eq!(state(both, port)?, remembered, "{kind:?}");
             }
             // Nobody gets new flows.
             both.set_states_elsewhere(backend_state::AWAY)?;
@@ -134,24 +137,88 @@ fn all_of_a_flow_goes_to_one_node_whatever_comes_after() -> Result<()> {
                 let outcome = both.run(&packet(client, vip, port, kind).frame(both))?;
                 assert_eq!(outcome.backend(), backend);
                 assert!(outcome.frame.len() > packet(client, vip, port, kind).frame(both).len());
-                if kind == Kind::Ack {
-                    assert_eq!(state(both, port)?, Some(FlowState::Established));
-                }
             }
-            for kind in [Kind::Syn, Kind::Udp] {
+            for kind in [Kind::Syn, Kind::Udp, Kind::Ack] {
                 let new = packet(client, vip, 3100, kind).frame(both);
                 let outcome = both.run(&new)?;
-                assert_eq!((outcome.verdict, outcome.frame), (PASSED, new));
+                assert_eq!((outcome.verdict, outcome.frame), (PASSED, new), "{kind:?}");
             }
-            // A UDP flow that passed goes on so; a connection may begin anew.
+            // What passed goes on so, until it begins anew.
             both.set_states_elsewhere(backend_state::USABLE)?;
-            let udp = both.run(&packet(client, vip, 3100, Kind::Udp).frame(both))?;
-            assert_eq!(udp.verdict, PASSED);
+            for kind in [Kind::Ack, Kind::Udp] {
+                let known = both.run(&packet(client, vip, 3100, kind).frame(both))?;
+                assert_eq!(known.verdict, PASSED, "{kind:?}");
+            }
             let syn = both.run(&packet(client, vip, 3100, Kind::Syn).frame(both))?;
             assert!(matches!(
                 syn.verdict,
                 Verdict::Transmit | Verdict::Redirect { .. }
             ));
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_connection_stays_with_its_backend_when_the_table_leads_elsewhere() -> Result<()> {
+    with_both(|both| {
+        let [knows, other] = [0; 2].map(|_| Receiver::new(both.uplinks[0].0));
+        for history in [true, false] {
+            for [client, vip, _] in [V4, V6] {
+                let mut began = Vec::new();
+                for port in 3200..3220 {
+                    let outcome = both.run(&packet(client, vip, port, Kind::Syn).frame(both))?;
+                    assert_eq!(knows.take(&outcome.frame).0, Verdict::Rewritten);
+                    began.push((port, outcome.backend()));
+                }
+                both.swap_owners_elsewhere(history)?;
+                for (port, backend) in began {
+                    let ack = packet(client, vip, port, Kind::Ack).frame(both);
+                    let asked = both.run(&ack)?;
+                    assert_ne!(asked.backend(), backend);
+                    let (verdict, back) = other.take(&asked.frame);
+                    assert_eq!(verdict, Verdict::Transmit);
+                    let on = both.run(&back)?;
+                    assert_eq!(on.backend(), backend);
+                    assert_eq!(unwrapped(&on, &ack)[LINK..], ack[LINK..]);
+                    assert_eq!(knows.take(&on.frame).0, Verdict::Rewritten);
+                    // The next ones go there at once, errors about its replies, too.
+                    for _ in 0..2 {
+                        let next = both.run(&ack)?;
+                        assert_eq!(next.backend(), backend);
+                        assert_eq!(knows.take(&next.frame).0, Verdict::Rewritten);
+                        assert_eq!(state(both, port)?, Some(FlowState::Established));
+                    }
+                    // Where the filter has forgotten it, the entry has not.
+                    both.forget_moved()?;
+                    let asked = both.run(&ack)?;
+                    assert_ne!(asked.backend(), backend);
+                    let on = both.run(&other.take(&asked.frame).1)?;
+                    assert_eq!(on.backend(), backend);
+                    assert_eq!(both.run(&ack)?.backend(), backend);
+                }
+                both.reset()?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn no_more_nodes_are_asked_than_new_flows_are_allowed() -> Result<()> {
+    with_both(|both| {
+        let mut settings = both.settings;
+        (settings.flow_rate, settings.flow_burst) = (0, 0);
+        both.set(settings)?;
+        both.host.flow_tokens.set(0);
+        let receiver = Receiver::new(both.uplinks[0].0);
+        for [client, vip, _] in [V4, V6] {
+            let ack = packet(client, vip, 3300, Kind::Ack).frame(both);
+            let asked = both.run(&ack)?;
+            let left = both.run(&receiver.take(&asked.frame).1)?;
+            assert_eq!(left.verdict, Verdict::Pass(Reason::NoFlow));
+            assert_eq!(left.frame[LINK..], ack[LINK..]);
+            assert_eq!(state(both, 3300)?, None);
         }
         Ok(())
     })
@@ -210,11 +277,15 @@ fn what_is_given_back_is_left_to_kube_proxy_from_then_on() -> Result<()> {
         let receiver = Receiver::new(both.uplinks[0].0);
         for [client, vip, _] in [V4, V6] {
             let ack = packet(client, vip, 6600, Kind::Ack).frame(both);
-            let asked = both.run(&ack)?;
-            assert!(asked.frame.len() > ack.len());
-            let (verdict, back) = receiver.take(&asked.frame);
-            assert_eq!(verdict, Verdict::Transmit);
-            let left = both.run(&back)?;
+            let mut left = both.run(&ack)?;
+            let mut asked = BTreeSet::new();
+            while left.frame.len() > ack.len() {
+                assert!(asked.insert(left.backend()), "{asked:?}");
+                let (verdict, back) = receiver.take(&left.frame);
+                assert_eq!(verdict, Verdict::Transmit);
+                left = both.run(&back)?;
+            }
+            assert_eq!(asked.len(), 2, "each backend that may know it");
             assert_eq!(left.verdict, Verdict::Pass(Reason::NoFlow));
             assert_eq!(left.frame[LINK..], ack[LINK..], "as the client sent it");
             let next = both.run(&ack)?;
@@ -476,20 +547,22 @@ fn fragments_go_through_tunnels_behind_their_first() -> Result<()> {
     })
 }
 
+/// A router's word that a packet was too big.
+fn error(both: &Both, about: &[u8], teller: &str) -> Vec<u8> {
+    let (kind, code) = if is_v4(about) { (3, 4) } else { (2, 0) };
+    let message = Message {
+        kind,
+        code,
+        word: 1400,
+    };
+    let macs = [[2, 0, 0, 0, 0, 1], both.uplinks[0].0];
+    datagrams::about(about, macs, ip(teller), message, 128)
+}
+
 /// A10.4
 #[test]
 fn an_error_about_a_reply_goes_through_the_tunnel_to_the_backend() -> Result<()> {
     with_both(|both| {
-        let error = |both: &Both, about: &[u8], teller: &str| {
-            let (kind, code) = if is_v4(about) { (3, 4) } else { (2, 0) };
-            let message = Message {
-                kind,
-                code,
-                word: 1400,
-            };
-            let macs = [[2, 0, 0, 0, 0, 1], both.uplinks[0].0];
-            datagrams::about(about, macs, ip(teller), message, 128)
-        };
         for ([client, elsewhere, here], router) in [(V4, "203.0.113.1"), (V6, "2001:db8:77::1")] {
             // On the node that the router's message comes to.
             for kind in [Kind::Syn, Kind::Udp] {
@@ -511,7 +584,12 @@ fn an_error_about_a_reply_goes_through_the_tunnel_to_the_backend() -> Result<()>
                 };
                 let told = error(both, &reply.frame(both), router);
                 let outcome = both.run(&told)?;
-                assert_eq!(outcome.verdict, Verdict::Pass(Reason::NoFlow));
+                if kind == Kind::Udp {
+                    assert_eq!(outcome.verdict, Verdict::Pass(Reason::NoFlow));
+                } else {
+                    // Of connections the table knows no more.
+                    assert_eq!(unwrapped(&outcome, &told), told);
+                }
             }
             // On the backend's.
             for director in directors(both) {
@@ -557,6 +635,30 @@ fn what_fits_no_tunnel_is_told_to_the_client() -> Result<()> {
                 met[usize::from(over_v4)] += 1;
             }
             assert!(met[0] > 3 && met[1] > 3, "{met:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn nobody_is_told_about_an_error_that_fits_no_tunnel() -> Result<()> {
+    with_both(|both| {
+        // The MTU is above the MAC.
+        for id in [1, 2] {
+            both.change_next_hop(id, |hop| {
+                hop.source = hop.source & 0xffff_ffff_ffff | 100 << 48;
+            })?;
+        }
+        for ([client, elsewhere, _], router) in [(V4, "203.0.113.1"), (V6, "2001:db8:77::1")] {
+            let asked = packet(client, elsewhere, 7300, Kind::Ack);
+            let reply = Packet {
+                from: asked.to,
+                to: asked.from,
+                ..asked
+            };
+            let told = error(both, &reply.frame(both), router);
+            let outcome = both.run(&told)?;
+            assert_eq!(outcome.verdict, Verdict::Drop(Reason::DoesNotFit));
         }
         Ok(())
     })

@@ -95,10 +95,7 @@ impl Rule {
                 "on another node, whose agent is not ready: kube-proxy gets new flows",
                 "",
             ),
-            Self::NoAgent => (
-                "on another node, where no agent was seen: kube-proxy gets new flows",
-                "",
-            ),
+            Self::NoAgent => ("on another node, where no agent was seen", ""),
             Self::NoWayThere => (
                 "on another node, and no route leads there: kube-proxy gets new flows",
                 "",

@@ -44,17 +44,14 @@ impl Objects {
         let Some([own, other]) = peers.ends(&self.options.node, node, v4) else {
             return without(Rule::NoNodeAddress);
         };
-        let agent = peers.agent(node);
-        if agent == Agent::Never && self.has_nat(v4) {
-            return without(Rule::NoAgent);
-        }
         let path = path::resolve(host, other);
         // Who was sent packets before gets those of the flows that he has, whatever becomes of his agent.
-        let (away, rule) = match (agent, &path) {
+        let (away, rule) = match (peers.agent(node), &path) {
             (Agent::Ready, Some(_)) => (false, Rule::ByTunnel),
             (Agent::Ready, None) => (true, Rule::NoWayThere),
             (Agent::Away, _) => (true, Rule::AgentAway),
-            (Agent::Never, _) => (true, Rule::NoAgent),
+            // Nobody there would give back what he does not know.
+            (Agent::Never, _) => return without(Rule::NoAgent),
         };
         Way {
             mode: Mode::Dsr,

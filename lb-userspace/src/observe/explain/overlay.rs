@@ -10,7 +10,7 @@ use std::{
 use lb_common::{
     abi::{
         Announced, AnnouncedKey, Backend, Bucket, Flow, Fragment, FragmentKey, Frontend,
-        FrontendKey, NextHop, Reason, Segment, Service, Settings, TargetKey, Tuple,
+        FrontendKey, Moved, NextHop, Reason, Segment, Service, Settings, TargetKey, Tuple,
     },
     bytes::{Addr, Address as _, V4, V6},
     pipeline::Step,
@@ -42,6 +42,7 @@ pub(super) struct Overlay<'a> {
     flows6: Written<V6>,
     fragments4: Remembered<V4>,
     fragments6: Remembered<V6>,
+    moved: RefCell<HashMap<u32, Moved>>,
     buckets: [Cell<Option<Bucket>>; Bucket::COUNT as usize],
     gateway: Cell<Option<Addr>>,
     steps: RefCell<Vec<Step>>,
@@ -70,6 +71,7 @@ impl<'a> Overlay<'a> {
             flows6: Written::default(),
             fragments4: Remembered::default(),
             fragments6: Remembered::default(),
+            moved: RefCell::default(),
             buckets: Default::default(),
             gateway: Cell::new(None),
             steps: RefCell::default(),
@@ -205,6 +207,17 @@ impl Tables for Overlay<'_> {
 
     fn member(&self, index: u32) -> Option<u64> {
         self.read(live::element(&self.live.members, index))
+    }
+
+    fn moved(&self, index: u32) -> Moved {
+        let written = self.moved.borrow().get(&index).copied();
+        written
+            .or_else(|| self.read(live::element(&self.live.moved, index)).map(Moved))
+            .unwrap_or_default()
+    }
+
+    fn set_moved(&self, index: u32, word: Moved) {
+        self.moved.borrow_mut().insert(index, word);
     }
 
     fn backend(&self, id: u32) -> Option<impl Deref<Target = Backend>> {

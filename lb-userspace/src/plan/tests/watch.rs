@@ -375,6 +375,7 @@ impl Watch {
                 assert_eq!(flag(service_flag::FLOWS), service.mode != Mode::Ipip);
                 let shared = matches!(service.mode, Mode::Local | Mode::Dsr);
                 assert_eq!(flag(service_flag::SHARED), shared);
+                assert_eq!(flag(service_flag::DSR), service.mode == Mode::Dsr);
                 assert_eq!(flag(service_flag::AFFINITY), service.affinity.is_some());
                 assert_eq!(
                     flag(service_flag::SOURCE_RANGES),
