@@ -79,12 +79,13 @@ impl Cluster {
         Ok(command)
     }
 
-    /// Connections over TCP from a client's port, as a node's connection tracking has them.
+    /// Open connections over TCP from a client's port, as a node's connection tracking has them.
     pub fn tracked(&self, node: &str, from: SocketAddr) -> Result<Vec<Tracked>> {
         let (address, port) = (from.ip().to_string(), from.port().to_string());
         let of = ["--orig-src", &address, "--orig-port-src", &port];
         let mut dump = self.conntrack(node, "--dump", from.is_ipv6())?;
-        let listed = run(dump.args(["--proto", "tcp"]).args(of))?;
+        let open = ["--proto", "tcp", "--state", "ESTABLISHED"];
+        let listed = run(dump.args(open).args(of))?;
         listed.lines().map(Tracked::read).collect()
     }
 

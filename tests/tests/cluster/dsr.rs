@@ -8,7 +8,10 @@ mod way;
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::cluster::{Agents, Call, Cluster, Space, vips, with_tunnels};
+use lb_tests::{
+    cluster::{Agents, Call, Cluster, PATIENCE, Space, vips, with_tunnels},
+    netns::until,
+};
 use serde_json::json;
 
 /// Connections to each family's frontend. With half of the pods here, one run in 2^19 meets none of one kind.
@@ -93,6 +96,41 @@ fn connections_go_on_by_a_node_that_has_not_seen_them_begin() -> Result<()> {
             for mut call in calls.into_iter().flatten() {
                 let seen = call.seen()?;
                 ensure!(seen == call.from, "{}: {seen}", call.from);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Slots go to pods that come; connections stay where they are.
+///
+/// A4.1
+#[test]
+fn connections_stay_with_their_pods_when_others_come() -> Result<()> {
+    with_tunnels(|cluster, agents| {
+        let space = cluster.space("grown")?;
+        let servers = serve(agents, &space, 158)?;
+        let mut all = Vec::new();
+        for server in servers {
+            for mut call in calls(cluster, server)?.into_iter().flatten() {
+                let pod = call.get("hostname")?;
+                all.push((call, pod));
+            }
+        }
+        space.scale("web", 8)?;
+        let pods = space.pods("web", None)?;
+        for server in servers {
+            until(PATIENCE, || {
+                let answered = agents.serve_wholly("node1", server)?;
+                ensure!(answered == pods, "{server}: {answered:?} of {pods:?}");
+                Ok(())
+            })?;
+        }
+        // What the first packet has taught is used by the next.
+        for (call, pod) in &mut all {
+            for _ in 0..3 {
+                let answered = call.get("hostname")?;
+                ensure!(answered == *pod, "{}: {answered}, not {pod}", call.from);
             }
         }
         Ok(())
