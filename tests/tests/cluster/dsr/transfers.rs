@@ -35,8 +35,8 @@ fn files_arrive_whole_at_every_mtu_and_nginx_sees_the_client() -> Result<()> {
         space.service("web", &vips(154), &ports)?;
         let servers = agents.serve_vips(vips(154))?;
         // By the other node.
-        let at_first = !space.pods("web", Some("node1"))?.is_empty();
-        let entry = if at_first { "node2" } else { "node1" };
+        let [entry, _] = super::around(cluster, &space)?;
+        let entry = entry.as_str();
         for server in servers {
             agents.serve_wholly(entry, server)?;
         }

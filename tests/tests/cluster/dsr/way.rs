@@ -37,12 +37,8 @@ fn a_packet_to_another_node_arrives_as_it_came_and_the_answer_goes_straight_back
     with_tunnels(|cluster, agents| {
         let space = cluster.space("way")?;
         space.servers("web", 1)?;
-        let on_first = !space.pods("web", Some("node1"))?.is_empty();
-        let [entry, home] = if on_first {
-            ["node2", "node1"]
-        } else {
-            ["node1", "node2"]
-        };
+        let around = super::around(cluster, &space)?;
+        let [entry, home] = around.each_ref().map(String::as_str);
         let pods = space.own_servers("web", home)?;
         space.service("web", &vips(153), &json!({}))?;
         for (server, pod) in agents.serve_vips(vips(153))?.into_iter().zip(pods) {
