@@ -59,6 +59,12 @@ pub(crate) fn go_on<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     }
     if word == steer::STEER || word == fragment::FIRST {
         word = steer::choose(path, scratch, scratch.kind == Kind::First as u32);
+        if word == classify::TUNNEL {
+            // Other nodes send whole packets, and hear of no errors.
+            return path
+                .end(scratch.frontend.id, Reason::TunnelMalformed)
+                .pack();
+        }
     }
     if scratch.kind == Kind::Error as u32
         && matches!(

@@ -547,6 +547,26 @@ fn fragments_go_through_tunnels_behind_their_first() -> Result<()> {
     })
 }
 
+/// Of a datagram to the end of the tunnels nothing is remembered, so that no later fragment follows the flow of another packet.
+#[test]
+fn a_tunnel_takes_no_fragments() -> Result<()> {
+    with_both(|both| {
+        for director in directors(both) {
+            for names in [V4, V6] {
+                let (_, sent) = arrive(both, &director, names, 6200, Kind::Syn)?;
+                assert_eq!(both.run(&sent)?.verdict, Verdict::Rewritten);
+                let pieces = fragments(&sent, 79, 64);
+                let first = both.run(&pieces[0])?;
+                assert_eq!(first.verdict, Verdict::Drop(Reason::TunnelMalformed));
+                let later = both.run(&pieces[1])?;
+                assert_eq!(later.verdict, Verdict::NotOurs);
+                assert_eq!(later.frame, pieces[1]);
+            }
+        }
+        Ok(())
+    })
+}
+
 /// A router's word that a packet was too big.
 fn error(both: &Both, about: &[u8], teller: &str) -> Vec<u8> {
     let (kind, code) = if is_v4(about) { (3, 4) } else { (2, 0) };
