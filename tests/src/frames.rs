@@ -176,6 +176,9 @@ impl Frames {
 
     /// By way of another node, if that sends something here; one of eight is broken underway.
     fn tunnelled(&mut self) -> Vec<u8> {
+        if self.below(6) == 0 {
+            return self.probe();
+        }
         if let Some(given_back) = self.given_back() {
             return given_back;
         }

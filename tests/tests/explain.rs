@@ -15,7 +15,7 @@ use lb_userspace::{
 };
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-const PACKETS: usize = 10_000;
+const PACKETS: usize = 15_000;
 /// Packets explained in a row before all maps are compared.
 const ROUND: usize = 2500;
 
@@ -151,6 +151,7 @@ fn explain_and_inject(netns: &Netns) -> Result<()> {
         "dsr",
         "TunnelMalformed",
         "TunnelTag",
+        "TunnelProbe",
         "Source true",
         "Source false",
         "HandedUp",

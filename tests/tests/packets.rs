@@ -28,6 +28,8 @@ mod mss;
 mod mtu;
 #[path = "packets/odd.rs"]
 mod odd;
+#[path = "packets/probe.rs"]
+mod probe;
 #[path = "packets/stateful.rs"]
 mod stateful;
 #[path = "packets/stateless.rs"]

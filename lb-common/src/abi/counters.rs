@@ -50,6 +50,8 @@ pub enum Reason {
     Echo = 10,
     /// Does not fit the way to its backend; the client was told what does.
     TooBig = 11,
+    /// Another node's question whether packets come through to here.
+    TunnelProbe = 12,
     // Dropped.
     Malformed = 16,
     SourceDenied = 17,
@@ -99,7 +101,7 @@ impl Reason {
     /// Elements per frontend.
     pub const COUNT: u32 = 48;
 
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::Icmp,
         Self::Protocol,
         Self::Pass,
@@ -112,6 +114,7 @@ impl Reason {
         Self::Neighbour,
         Self::Echo,
         Self::TooBig,
+        Self::TunnelProbe,
         Self::Malformed,
         Self::SourceDenied,
         Self::TtlExpired,
@@ -165,6 +168,7 @@ impl Reason {
             Self::Neighbour => "neighbour",
             Self::Echo => "echo",
             Self::TooBig => "too_big",
+            Self::TunnelProbe => "tunnel_probe",
             Self::Malformed => "malformed",
             Self::SourceDenied => "source_denied",
             Self::TtlExpired => "ttl_expired",

@@ -22,6 +22,7 @@ mod ndp;
 mod odd;
 mod parse;
 mod ports;
+pub mod probe;
 mod reject;
 mod rewrite;
 mod scratch;
@@ -36,6 +37,7 @@ use parse::Layout;
 pub use parse::{Link, Parsed, tcp_flag};
 pub use scratch::{FamilyScratch, Scratch};
 pub use step::Step;
+pub use tunnel::room as tunnel_room;
 
 use crate::{
     abi::{AnnouncedKey, Frontend, Reason, Settings},

@@ -17,7 +17,7 @@ use super::{
     encap::{OUTER_TTL, outer4},
     fragment::{FIRST, FOLLOW},
     parse::{self, IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout, Odd, UDP, UDP_LEN},
-    select,
+    probe, select,
     steer::{CHOSEN, Chosen, STEER},
 };
 use crate::{
@@ -76,7 +76,7 @@ const fn address_length(v4: bool) -> u32 {
 }
 
 /// What a packet of `inner` family grows by on its way to a node's address of `outer` family.
-pub(crate) const fn room(outer_v4: bool, inner_v4: bool) -> u32 {
+pub const fn room(outer_v4: bool, inner_v4: bool) -> u32 {
     let outer = if outer_v4 { IPV4_LEN } else { IPV6_LEN };
     outer + UDP_LEN + GENEVE + OPTION + FIXED + address_length(inner_v4)
 }
@@ -206,7 +206,7 @@ pub(crate) fn wrap<A: Layout, P: Packet, T: Tables>(
     }
 }
 
-/// Takes a packet out of its tunnel: [`classify::ARRIVED`], or the end of one that is none of ours.
+/// Takes a packet out of its tunnel: [`classify::ARRIVED`], the answer to a probe, or the end of what is none of ours.
 #[inline(never)]
 pub(crate) fn open<A: Layout, P: Packet, T: Tables>(
     packet: &mut P,
@@ -218,6 +218,7 @@ pub(crate) fn open<A: Layout, P: Packet, T: Tables>(
     (envelope.from, envelope.to) = (outer.source.to_addr(), outer.destination.to_addr());
     match unwrap(packet, scratch, envelope) {
         Ok(()) => classify::ARRIVED,
+        Err(Reason::TunnelProbe) => probe::answer(packet, path, scratch),
         Err(reason) => path.end(scratch.frontend.id, reason).pack(),
     }
 }
@@ -366,7 +367,7 @@ pub(crate) fn unwrap<A: Layout, P: Packet>(
         || network != 0
         || shell.option != option
     {
-        return Err(Reason::TunnelMalformed);
+        return Err(probe::or_malformed(&shell));
     }
     let behind = udp + UDP_LEN + GENEVE + OPTION + FIXED;
     envelope.target = if inner_v4 {

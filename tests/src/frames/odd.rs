@@ -1,11 +1,13 @@
-//! Frames that are no plain packets of clients or backends: tagged, broken, of neighbours, noise.
+//! Frames that are no plain packets of clients or backends: tagged, broken, of neighbours, probes, noise.
 
 use etherparse::{ArpOperation, IpNumber};
+use lb_common::pipeline::probe;
 
-use super::Frames;
+use super::{Frames, ip};
 use crate::{
-    datagrams,
+    datagrams::{self, headers},
     neighbours::{BROADCAST, NONCE, SOURCE_MAC, Solicitation, arp},
+    world::{OWN, PEER, TUNNEL_PORT},
 };
 
 impl Frames {
@@ -90,6 +92,37 @@ impl Frames {
                 frame[at] ^= 1 << self.below(8);
             }
             2 => drop(frame.splice(12..12, [0x81, 0, 0, 5])),
+            _ => {}
+        }
+        frame
+    }
+
+    /// The other node's question whether packets come through, of any size; half of them odd in some way.
+    pub(super) fn probe(&mut self) -> Vec<u8> {
+        let family = self.below(2) as usize;
+        let length = [probe::LENGTH, 30, 100, 1452][self.below(4) as usize];
+        let own = [self.below(256) as u8; probe::OWN];
+        let mut from = (ip(PEER[family]), 0xc000 + self.below(8) as u16);
+        let mut to = (ip(OWN[family]), TUNNEL_PORT);
+        match self.below(16) {
+            0 => from = self.client(family == 0),
+            // As an answer comes: to who asked.
+            1 => (from.1, to.1) = (to.1, from.1),
+            _ => {}
+        }
+        let mut frame = self.packet_of(from, to, 17, length);
+        let payload = headers(&frame) + 8;
+        frame[payload - 2..payload].fill(0);
+        frame[payload..][..probe::LENGTH].copy_from_slice(&probe::question(own));
+        match self.below(16) {
+            0 => frame.truncate(payload + self.below(probe::LENGTH as u64) as usize),
+            1 => frame[payload + 11] = 1,
+            2 => {
+                let at = payload + self.below(12) as usize;
+                frame[at] ^= 1 << self.below(8);
+            }
+            3 => frame = datagrams::with_options(&frame),
+            4 | 5 => drop(frame.splice(12..12, [0x81, 0, 0, 5])),
             _ => {}
         }
         frame

@@ -253,6 +253,14 @@ mod tests {
         let v6 = play(include_bytes!("../../fuzz/corpus/frames/nat-v6"));
         assert!(!v6.world.v6.established.borrow().is_empty());
         let garbage = play(include_bytes!("../../fuzz/corpus/frames/garbage-tables"));
+        let probes: [&[u8]; 2] = [
+            include_bytes!("../../fuzz/corpus/frames/probe-v4"),
+            include_bytes!("../../fuzz/corpus/frames/probe-v6"),
+        ];
+        for probe in probes {
+            let answered = play(probe).left.expect("an answer");
+            assert!(is_sound(&answered) && answered.len() < probe.len());
+        }
         assert!(garbage.garbled);
         assert!(garbage.counted() > 0);
     }

@@ -2,6 +2,8 @@
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 
+use crate::world::TUNNEL_PORT;
+
 /// IP in IP (RFC 2003, RFC 2473).
 const IN_IP: [u8; 2] = [4, 41];
 
@@ -46,11 +48,14 @@ pub(super) fn is_sound(frame: &[u8]) -> bool {
             right.map(|right| (found, right))
         }
         Some(TransportSlice::Udp(udp)) => {
+            let is_tunnel = [udp.source_port(), udp.destination_port()].contains(&TUNNEL_PORT);
             let (found, udp, rest) = (udp.checksum(), udp.to_header(), udp.payload());
             let right = match &header {
                 // None at all (RFC 768).
                 Header::V4(_) if found == 0 => return true,
                 Header::V4(ip) => udp.calc_checksum_ipv4(ip, rest),
+                // The same of tunnels (RFC 6935).
+                Header::V6(_) if found == 0 && is_tunnel => return true,
                 Header::V6(ip) => udp.calc_checksum_ipv6(ip, rest),
             };
             right.map(|right| (found, right))

@@ -364,6 +364,7 @@ const fn why(reason: Reason) -> &'static str {
         Reason::Protocol => "neither TCP nor UDP",
         Reason::Echo => "an echo request to a VIP",
         Reason::TooBig => "does not fit the way to the backend: the client is told what does",
+        Reason::TunnelProbe => "another node asks whether packets come through to here",
         Reason::DoesNotFit => {
             "does not fit the way to the backend, and the client cannot send less: raise the MTU behind"
         }
