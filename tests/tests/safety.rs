@@ -7,6 +7,8 @@ mod doctor;
 mod host;
 #[path = "safety/switch.rs"]
 mod switch;
+#[path = "safety/tunnels.rs"]
+mod tunnels;
 
 use std::{fs, process::Command};
 

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     attach::{self, DEFAULT_PIN_ROOT, DEFAULT_RUN_FOLDER},
-    doctor::{self, Facts, Line, Question, State},
+    doctor::{self, Facts, Line, Question, State, Tunnels},
     net,
 };
 
@@ -73,7 +73,9 @@ fn lines(args: &Args) -> Result<Vec<Line>, Failure> {
         interfaces: args.interfaces.clone(),
         pin_root: args.pin_root.clone(),
     };
-    let facts = Facts::gather(&question, network.context("this host's network")?)?;
+    let tunnels = runtime.block_on(Tunnels::probe(&args.pin_root));
+    let network = network.context("this host's network")?;
+    let facts = Facts::gather(&question, network, tunnels)?;
     Ok(doctor::check(&facts))
 }
 

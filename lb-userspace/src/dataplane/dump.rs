@@ -66,7 +66,7 @@ impl Bpf {
     }
 }
 
-fn element<T: Pod>(map: &mut Words, index: u32) -> Result<T, DumpError> {
+pub(super) fn element<T: Pod>(map: &mut Words, index: u32) -> Result<T, DumpError> {
     let name = map.name();
     map.load_element(index).map_err(|fault| fell(name, fault))
 }
@@ -87,14 +87,14 @@ fn region(map: &mut Words, region: Region) -> Result<Vec<u64>, DumpError> {
         .collect()
 }
 
-fn entries<K: Pod, V: Pod>(map: &Entries<K, V>) -> Result<Vec<(K, V)>, DumpError> {
+pub(super) fn entries<K: Pod, V: Pod>(map: &Entries<K, V>) -> Result<Vec<(K, V)>, DumpError> {
     map.map
         .iter()
         .map(|entry| entry.map_err(|error| failed(map.name, io_error(error))))
         .collect()
 }
 
-fn sources<K: Pod>(map: &Sources<K>) -> Result<Vec<(K, u32)>, DumpError> {
+pub(super) fn sources<K: Pod>(map: &Sources<K>) -> Result<Vec<(K, u32)>, DumpError> {
     map.map
         .keys()
         .map(|key: Result<Key<K>, _>| {

@@ -16,6 +16,7 @@ mod grace;
 mod open;
 mod per_cpu;
 pub(crate) mod syscall;
+mod tunnels;
 mod usage;
 mod window;
 
@@ -28,6 +29,7 @@ pub use self::{
     faulty::Faulty,
     flows::{FlowRow, FlowState, Flows},
     open::{OpenError, settings},
+    tunnels::Tunnels,
     usage::{MapUsage, usage},
 };
 

@@ -1,6 +1,6 @@
 //! All checks, in the order in which they are told.
 
-use super::{Facts, Line, interface, nat, proxies, system};
+use super::{Facts, Line, Tunnels, interface, nat, proxies, system};
 
 /// Judges the facts.
 pub fn check(facts: &Facts) -> Vec<Line> {
@@ -25,6 +25,7 @@ pub fn check(facts: &Facts) -> Vec<Line> {
     }
     lines.extend(nat::lines(facts));
     lines.extend(proxies::lines(facts));
+    lines.extend(facts.tunnels.iter().flat_map(Tunnels::lines));
     lines.push(system::heartbeat(facts));
     lines
 }

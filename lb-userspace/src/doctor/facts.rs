@@ -10,7 +10,10 @@ use std::{
 
 use lb_common::abi::setting_flag;
 
-use super::proxies::{BPF_FILESYSTEM, Proxy};
+use super::{
+    proxies::{BPF_FILESYSTEM, Proxy},
+    tunnels::Tunnels,
+};
 use crate::{
     attach::{self, AttachError, Clock, Inspected, Mode},
     config::Config,
@@ -43,6 +46,8 @@ pub struct Facts {
     pub masquerades: Result<Vec<Masquerade>, String>,
     /// Others that serve Services by BPF.
     pub proxies: Vec<Proxy>,
+    /// Absent where this node has none.
+    pub tunnels: Option<Tunnels>,
     pub agent: Option<Agent>,
 }
 
@@ -80,11 +85,16 @@ pub struct Question {
 
 impl Facts {
     /// Reads everything. Interfaces are those of the calling thread's network namespace: those asked for, else those of
-    /// the configuration, else those of the default routes. `network` is what [`net::snapshot`] gave.
+    /// the configuration, else those of the default routes. `network` is what [`net::snapshot`] gave, `tunnels`
+    /// what [`Tunnels::probe`] has.
     ///
     /// # Errors
     /// The kernel does not tell of an interface.
-    pub fn gather(question: &Question, mut network: Network) -> Result<Self, AttachError> {
+    pub fn gather(
+        question: &Question,
+        mut network: Network,
+        tunnels: Option<Tunnels>,
+    ) -> Result<Self, AttachError> {
         let config = question.config.as_ref().map(|file| {
             let name = file.display().to_string();
             let text = fs::read_to_string(file).map_err(|error| format!("{name}: {error}"))?;
@@ -125,6 +135,7 @@ impl Facts {
             network,
             masquerades,
             proxies: Proxy::find(Path::new(BPF_FILESYSTEM)),
+            tunnels,
             agent: Agent::read(&question.pin_root),
         })
     }

@@ -28,7 +28,7 @@ pub(super) fn lines(name: &str, found: Option<&Found>, facts: &Facts) -> Vec<Lin
     ];
     lines.extend(channels(name, nic, facts.mode));
     lines.extend(offloads(name, nic, facts.mode));
-    lines.push(rp_filter(name, sysctls.rp_filter));
+    lines.push(rp_filter(name, sysctls.rp_filter, facts.tunnels.is_some()));
     lines.push(forwarding(name, sysctls.forwarding4, sysctls.forwarding6));
     lines.into_iter().map(|line| line.on(name)).collect()
 }
@@ -215,13 +215,18 @@ fn stands(offload: Offload, switch: Switch) -> Line {
     }
 }
 
-/// What we take never meets it; what passes (bypass, other ports) does.
-fn rp_filter(name: &str, value: Option<u8>) -> Line {
+/// What we send on never meets it; what goes up the stack does (bypass, other ports, pods of this node), by the client's
+/// address, whichever node's tunnel it came out of.
+fn rp_filter(name: &str, value: Option<u8>, tunnels: bool) -> Line {
     const NAME: &str = "rp_filter";
     match value {
         Some(1) => Line::limit(
             NAME,
-            "strict: what passes to the stack from clients that are routed another way is dropped",
+            if tunnels {
+                "strict: what passes to the stack or comes out of a tunnel is dropped if its client is routed another way"
+            } else {
+                "strict: what passes to the stack from clients that are routed another way is dropped"
+            },
             format!("sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{name}.rp_filter=2"),
         ),
         Some(0) => Line::ok(NAME, "off"),

@@ -1,4 +1,4 @@
-//! Is this machine fit? Facts are gathered once ([`Facts::gather`]), judged by pure functions ([`check`]), and told a line
+//! Is this machine fit? Facts are gathered once ([`Facts::gather`], [`Tunnels::probe`]), judged by pure functions ([`check`]), and told a line
 //! each: what was looked at, how it stands, what was found, and the command that mends it.
 
 mod checks;
@@ -9,6 +9,7 @@ mod proxies;
 mod system;
 #[cfg(test)]
 mod tests;
+mod tunnels;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,7 @@ pub use self::{
     checks::check,
     facts::{Agent, Facts, Found, Question, Sysctls},
     proxies::Proxy,
+    tunnels::Tunnels,
 };
 use crate::attach::Mend;
 

@@ -59,6 +59,7 @@ fn fit() -> Facts {
         network: network(),
         masquerades: Ok(Vec::new()),
         proxies: Vec::new(),
+        tunnels: None,
         agent: Some(Agent {
             silence: Some(Duration::from_secs(1)),
             bypass: None,

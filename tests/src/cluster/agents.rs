@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::Reason;
+use lb_userspace::doctor::Line;
 use serde_json::Value;
 
 use super::{Cluster, PATIENCE, Undo};
@@ -207,6 +208,13 @@ impl Agents<'_> {
         let mut command = self.cluster.command()?;
         command.args(exec).args(arguments);
         self.cluster.control()?.output(&mut command)
+    }
+
+    /// What `millrace doctor` says on a node, however fit that is.
+    pub fn doctor(&self, node: &str) -> Result<Vec<Line>> {
+        let output = self.output(&self.pod(node)?, &["doctor", "--output=json"])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        serde_json::from_slice(&output.stdout).with_context(|| format!("doctor on {node}: {said}"))
     }
 
     pub fn status(&self, node: &str) -> Result<Value> {

@@ -12,6 +12,7 @@ use lb_tests::{
     cluster::{Agents, Call, Cluster, PATIENCE, Space, vips, with_tunnels},
     netns::until,
 };
+use lb_userspace::doctor::{Line, State};
 use serde_json::json;
 
 /// Connections to each family's frontend. With a third of the pods here, as on three nodes, 5 in a million times all go to
@@ -189,5 +190,57 @@ fn connections_of_kube_proxys_go_on_beside_tunnels() -> Result<()> {
             }
         }
         Ok(())
+    })
+}
+
+/// What was said of one check.
+fn line<'a>(lines: &'a [Line], check: &str) -> Result<&'a Line> {
+    let found = lines.iter().find(|line| line.check == check);
+    found.with_context(|| format!("no {check} in {lines:#?}"))
+}
+
+/// By the programs of the other nodes, whose wires carry no client's full-size packet in a tunnel until they are widened. Where
+/// no answers come in, the port that is to be opened is named.
+#[test]
+fn doctor_tries_the_ways_to_the_other_nodes() -> Result<()> {
+    with_tunnels(|cluster, agents| {
+        let space = cluster.space("doctor")?;
+        serve(agents, &space, 158)?;
+        let nodes = cluster.nodes()?;
+        let judged = |asking: &str, asked: &str, state| -> Result<()> {
+            let lines = agents.doctor(asking)?;
+            for v6 in [false, true] {
+                let to = cluster.address(asked, v6)?;
+                let line = line(&lines, &format!("tunnel to {to}"))?;
+                ensure!(line.state == state, "{asking}: {line:?}");
+                let fix = line.fix.as_deref().unwrap_or_default();
+                let says = fix.contains("open UDP 16081 between ");
+                ensure!(says == (state != State::Ok), "{asking}: {line:?}");
+            }
+            Ok(())
+        };
+        let roomy = |state| -> Result<()> {
+            for node in &nodes {
+                let lines = agents.doctor(node)?;
+                let room = line(&lines, "tunnel room")?;
+                ensure!(room.state == state, "{node}: {room:?}");
+            }
+            Ok(())
+        };
+        for asking in &nodes {
+            for asked in nodes.iter().filter(|node| *node != asking) {
+                judged(asking, asked, State::Ok)?;
+            }
+        }
+        roomy(State::Limit)?;
+        {
+            let _wide = cluster.carry(&nodes, 1600)?;
+            // The agents hear of it.
+            until(PATIENCE, || roomy(State::Ok))?;
+        }
+        let rules = "chain in { type filter hook input priority 0; udp sport 16081 drop; }";
+        let _closed = cluster.filter("node1", "closed", rules)?;
+        judged("node1", "node2", State::Unfit)?;
+        judged("node2", "node1", State::Ok)
     })
 }

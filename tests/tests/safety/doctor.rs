@@ -28,7 +28,7 @@ fn doctor(balancer: &Balancer, arguments: &[&str]) -> Result<(Vec<Line>, i32)> {
     Ok((lines, output.status.code().context("killed")?))
 }
 
-fn line<'a>(lines: &'a [Line], check: &str) -> Result<&'a Line> {
+pub(super) fn line<'a>(lines: &'a [Line], check: &str) -> Result<&'a Line> {
     let found = lines.iter().find(|line| line.check == check);
     found.with_context(|| format!("no {check} in {lines:#?}"))
 }
