@@ -133,6 +133,8 @@ pub(super) fn ask_next<A: Layout, T: Tables + FamilyTables<A>>(
     } else {
         flow_state::SENT
     };
+    // Where it was before is another's.
+    FamilyTables::<A>::remove_flow(path.tables, FlowTable::Established, &scratch.parsed.tuple);
     let remembered = remember(path, scratch, id, state, position, now);
     scratch.chosen = Chosen {
         hash: mark_moved(path, scratch, now),

@@ -196,6 +196,13 @@ fn a_connection_stays_with_its_backend_when_the_table_leads_elsewhere() -> Resul
                     let on = both.run(&other.take(&asked.frame).1)?;
                     assert_eq!(on.backend(), backend);
                     assert_eq!(both.run(&ack)?.backend(), backend);
+                    // Its own node forgets it in the end.
+                    let mut left = both.run(&ack)?;
+                    while left.frame.len() > ack.len() {
+                        left = both.run(&other.take(&left.frame).1)?;
+                    }
+                    assert_eq!(left.verdict, Verdict::Pass(Reason::NoFlow));
+                    assert_eq!(both.run(&ack)?.verdict, PASSED);
                 }
                 both.reset()?;
             }
