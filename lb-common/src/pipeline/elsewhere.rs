@@ -6,7 +6,7 @@
 //! [`Moved`] connections says is to be looked for.
 
 use super::{
-    FamilyScratch, Path, Step, Verdict, local,
+    FamilyScratch, Path, Step, Verdict,
     parse::{Layout, tcp_flag},
     select,
     steer::{self, Chosen},
@@ -15,7 +15,6 @@ use super::{
 use crate::{
     abi::{Flow, Hop, Mode, Moved, Reason, backend_state, flow_state, service_flag},
     hash,
-    packet::Packet,
     tables::{Budget, FamilyTables, FlowTable, Home, Tables},
 };
 
@@ -83,30 +82,6 @@ pub(super) fn mark_moved<A: Layout, T: Tables>(
     let moved = path.tables.moved(word).with(bit, now);
     path.tables.set_moved(word, moved);
     hash
-}
-
-/// Takes a packet back that the node asked by `kind` does not know: on it goes as an entry says, or to the next that may
-/// know its connection ([`NEXT`]).
-#[inline(never)]
-pub(crate) fn given_back<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
-    packet: &mut P,
-    path: &Path<'_, T>,
-    scratch: &mut FamilyScratch<A>,
-    kind: u8,
-) -> u64 {
-    if scratch.parsed.tuple_is_udp() || scratch.parsed.is_syn() {
-        return leave(path, scratch.frontend.id, Reason::NoFlow);
-    }
-    let now = path.tables.now();
-    // The table was asked before the entry.
-    if kind::position(kind) == 0
-        && let Some(word) = local::known(packet, path, scratch, now)
-    {
-        mark_moved(path, scratch, now);
-        return word;
-    }
-    scratch.chosen.kind = u32::from(kind);
-    NEXT
 }
 
 /// Sends a packet to the next that may know its connection ([`steer::CHOSEN`]), and those behind it, too.

@@ -151,31 +151,50 @@ pub(super) fn known<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     Some(deliver(packet, path, scratch, false))
 }
 
-/// Takes a packet that another node sent for the chosen backend, which is on this one. What this node would do with the
-/// flow by itself does not count: the client's packets may come in by several nodes. [`tunnel::UNKNOWN`]: the other one
-/// asked, and this one does not know the flow either.
+/// Takes a packet that another node sent for the chosen backend, which is on this one, or gave back, on as an entry says.
+/// What this node would do with the flow by itself does not count: the client's packets may come in by several nodes. Without
+/// an entry: [`steer::CHOSEN`] for [`accept`]; [`tunnel::UNKNOWN`] where the other one asked, and this one does not know the
+/// flow either; [`elsewhere::NEXT`] for what was given back, to the next that may know its connection.
+#[inline(never)]
+pub(crate) fn resume<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
+    packet: &mut P,
+    path: &Path<'_, T>,
+    scratch: &mut FamilyScratch<A>,
+) -> u64 {
+    let (now, chosen) = (path.tables.now(), scratch.chosen);
+    let (kind, position) = (
+        kind::of(chosen.kind as u8),
+        kind::position(chosen.kind as u8),
+    );
+    // Who has asked by an entry knows it.
+    if (kind != kind::GIVEN_BACK || position == 0)
+        && let Some(word) = known(packet, path, scratch, now)
+        && (kind == kind::GIVEN_BACK || !classify::goes_on(word))
+    {
+        return word;
+    }
+    scratch.chosen = chosen;
+    match kind {
+        kind::ASKED => tunnel::UNKNOWN,
+        kind::GIVEN_BACK => elsewhere::NEXT,
+        _ => steer::CHOSEN,
+    }
+}
+
+/// Begins a flow of another node's with the chosen backend.
 #[inline(never)]
 pub(crate) fn accept<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
     packet: &mut P,
     path: &Path<'_, T>,
     scratch: &mut FamilyScratch<A>,
 ) -> u64 {
-    let (now, chosen) = (path.tables.now(), scratch.chosen);
-    if let Some(word) = known(packet, path, scratch, now)
-        && !classify::goes_on(word)
-    {
-        return word;
-    }
-    scratch.chosen = chosen;
-    if kind::of(chosen.kind as u8) == kind::ASKED {
-        return tunnel::UNKNOWN;
-    }
-    match path.tables.backend(chosen.id) {
+    let (now, id) = (path.tables.now(), scratch.chosen.id);
+    match path.tables.backend(id) {
         Some(backend)
             if backend.mode == Mode::Local as u8
                 && backend.address.is_v4() == (A::VERSION == 4) =>
         {
-            enter(packet, path, scratch, &backend, chosen.id, now)
+            enter(packet, path, scratch, &backend, id, now)
         }
         _ => path.end(scratch.frontend.id, Reason::TunnelTarget).pack(),
     }

@@ -167,16 +167,21 @@ pub(crate) fn arrived<A: Layout, P: Packet, T: Tables + FamilyTables<A>>(
                 word = icmp::translate(packet, path, scratch);
             }
         } else {
-            word = local::accept(packet, path, scratch);
+            word = local::resume(packet, path, scratch);
+            if word == steer::CHOSEN {
+                word = local::accept(packet, path, scratch);
+            }
         }
     }
     if word == tunnel::UNKNOWN {
         return tunnel::give_back(packet, path, scratch, envelope);
     }
     if word == tunnel::BACK {
-        word = elsewhere::given_back(packet, path, scratch, envelope.kind);
+        word = local::resume(packet, path, scratch);
         if word == elsewhere::NEXT {
             word = elsewhere::ask_next(path, scratch);
+        } else {
+            elsewhere::mark_moved(path, scratch, path.tables.now());
         }
         if word == steer::CHOSEN {
             return send(packet, path, scratch);

@@ -294,8 +294,11 @@ pub(crate) fn receive<A: Layout, T: Tables + FamilyTables<A>>(
         return path.end(frontend.id, Reason::FragmentLimited).pack();
     }
     if kind::of(envelope.kind) == kind::GIVEN_BACK {
-        // What is in fragments has no way of its own.
-        return if word == STEER {
+        // Nothing else is asked about: what is in fragments has no way of its own.
+        let asked = word == STEER && !scratch.parsed.tuple_is_udp() && !scratch.parsed.is_syn();
+        scratch.chosen = Chosen::new(flow, 0);
+        scratch.chosen.kind = u32::from(envelope.kind);
+        return if asked {
             BACK
         } else {
             elsewhere::leave(path, frontend.id, Reason::NoFlow)
