@@ -205,7 +205,7 @@ fn line<'a>(lines: &'a [Line], check: &str) -> Result<&'a Line> {
 fn doctor_tries_the_ways_to_the_other_nodes() -> Result<()> {
     with_tunnels(|cluster, agents| {
         let space = cluster.space("doctor")?;
-        serve(agents, &space, 158)?;
+        serve(agents, &space, 159)?;
         let nodes = cluster.nodes()?;
         let judged = |asking: &str, asked: &str, state| -> Result<()> {
             let lines = agents.doctor(asking)?;
