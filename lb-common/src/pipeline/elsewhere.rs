@@ -1,4 +1,4 @@
-//! What the backend of a shared service's packet is elsewhere for: behind a tunnel, or with kube-proxy.
+//! Packets of shared services whose backend is not on this node: it is behind a tunnel, or kube-proxy's.
 //!
 //! A connection whose backend is behind a tunnel has no entry here. Its packets go where the table leads, with the question
 //! whether the node there knows it. What that node gives back is an older connection, from before the table changed, or

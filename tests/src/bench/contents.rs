@@ -19,7 +19,10 @@ use lb_userspace::{
     plan::Op,
 };
 
-use crate::kernel::{self, Sizes};
+use crate::{
+    kernel::{self, Sizes},
+    world::TUNNEL_PORT,
+};
 
 /// Backends of each service.
 pub(super) const BACKENDS: u32 = 100;
@@ -125,7 +128,6 @@ pub(super) const OWN: Ipv4Addr = Ipv4Addr::new(10, 200, 255, 1);
 
 /// Another node, which may send through tunnels.
 pub(super) const PEER: Ipv4Addr = Ipv4Addr::new(10, 200, 254, 1);
-pub(super) const TUNNEL_PORT: u16 = 16_081;
 
 /// Sizes of the maps: the shipped ones, but for those of IPv6 that would only take memory.
 pub(super) const SIZES: Sizes<'static> = &[

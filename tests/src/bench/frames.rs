@@ -10,10 +10,12 @@ use etherparse::PacketBuilder;
 
 use super::{
     assembler::{Alu, Assembler, R, Size, helper},
-    contents::TUNNEL_PORT,
     kernel::{self, Cell, Target, XDP_DROP},
 };
-use crate::datagrams::{self, Message};
+use crate::{
+    datagrams::{self, Message},
+    world::TUNNEL_PORT,
+};
 
 /// What kind of packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -8,11 +8,10 @@ use lb_tests::{
     datagrams::{self, LINK, headers, is_v4},
     netns::until,
     raw::Tap,
+    world::TUNNEL_PORT,
 };
 use lb_userspace::observe::view::Outcome;
 use serde_json::json;
-
-const TUNNEL_PORT: u16 = 16_081;
 
 /// Bytes of UDP's header, and of Geneve's with our option in front of the address in it.
 const UDP: usize = 8;
