@@ -1,4 +1,5 @@
-//! `cargo xtask lint`: formatting, clippy on both targets, dependency rules and the rules of this house.
+//! `cargo xtask lint`: formatting, clippy on both targets, links of the documentation, dependency rules and the rules of
+//! this house.
 //!
 //! The same checks open a test run.
 
@@ -32,6 +33,10 @@ pub(crate) fn checks(quick: bool) -> Vec<Check> {
         Check {
             name: "clippy",
             run: clippy,
+        },
+        Check {
+            name: "documentation",
+            run: documentation,
         },
     ];
     if !quick {
@@ -70,6 +75,13 @@ fn clippy() -> Result<bool> {
     // One is for the BPF target only, the other builds libFuzzer first.
     command.args(["--exclude", "lb-ebpf", "--exclude", "lb-fuzz"]);
     success(command.args(["--all-targets", "--", "-Dwarnings"]))
+}
+
+/// Links that lead nowhere.
+fn documentation() -> Result<bool> {
+    let mut command = cargo::cargo(["doc", "--quiet", "--no-deps", "--workspace"]);
+    command.args(["--exclude", "lb-ebpf", "--exclude", "lb-fuzz"]);
+    success(command.env("RUSTDOCFLAGS", "-Dwarnings"))
 }
 
 fn clippy_bpf() -> Result<bool> {

@@ -34,7 +34,7 @@ pub mod service_flag {
     pub const DROP: u64 = 1 << 5;
     /// It is this node's end of the tunnels: its frontends are own addresses, its source ranges are the other nodes'.
     pub const TUNNEL: u64 = 1 << 6;
-    /// Some backend may be behind a tunnel: TCP connections that go on go by the table, [`super::Moved`] ones by their entries.
+    /// Some backend may be behind a tunnel: TCP connections that go on go by the table, [`crate::abi::Moved`] ones by their entries.
     pub const DSR: u64 = 1 << 7;
 }
 

@@ -92,9 +92,6 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
         let checks = lint::checks(scope.quick).into_iter();
         steps.extend(checks.map(|check| Step::check(check.name, check.run)));
     }
-    if whole {
-        steps.push(Step::check("documentation", documentation));
-    }
     if named.is_none() {
         let packages = ["lb-common", "lb-userspace", "xtask"].map(|name| ["--package", name]);
         steps.push(tests.of(
@@ -223,21 +220,4 @@ fn test_binaries() -> Result<bool> {
 fn packed() -> bool {
     let made = dist::make(REVISION);
     made.inspect_err(|error| eprintln!("{error:#}")).is_ok()
-}
-
-fn documentation() -> Result<bool> {
-    let status = cargo::cargo([
-        "doc",
-        "--quiet",
-        "--no-deps",
-        "--workspace",
-        "--exclude",
-        "lb-ebpf",
-        "--exclude",
-        "lb-fuzz",
-    ])
-    .env("RUSTDOCFLAGS", "-Dwarnings")
-    .status()
-    .context("cargo doc")?;
-    Ok(status.success())
 }
