@@ -27,7 +27,7 @@ const MOST_OPTIONS: u32 = 10;
 pub(crate) fn clamp<A: Layout, P: Packet, T: Tables>(
     packet: &mut P,
     path: &Path<'_, T>,
-    scratch: &FamilyScratch<A>,
+    scratch: &mut FamilyScratch<A>,
 ) -> Result<(), Reason> {
     let (parsed, mtu) = (&scratch.parsed, path.settings.mtu);
     if mtu == 0 || parsed.tuple_is_udp() || parsed.flags & tcp_flag::SYN == 0 {
@@ -35,7 +35,7 @@ pub(crate) fn clamp<A: Layout, P: Packet, T: Tables>(
     }
     let most = mtu.saturating_sub(tunnel::room(false, A::VERSION == 4) + A::HEADER + TCP_LEN);
     let most = most.min(u32::from(u16::MAX)) as u16;
-    let Some((at, offered)) = find(packet, parsed.l4) else {
+    let Some((at, offered)) = find(packet, parsed.l4, &mut scratch.option) else {
         return Ok(());
     };
     if u16::from_be(offered) <= most {
@@ -56,22 +56,24 @@ pub(crate) fn clamp<A: Layout, P: Packet, T: Tables>(
     }
 }
 
-/// Where the value of the MSS stands in the TCP header at `l4`, and the value as loaded.
+/// Where the value of the MSS stands in the TCP header at `l4`, and the value as loaded. `at` is memory that the verifier
+/// does not follow: each option has two lengths for it, and ten of them a thousand.
 #[inline(always)]
-fn find<P: Packet>(packet: &P, l4: u32) -> Option<(u32, u16)> {
+fn find<P: Packet>(packet: &P, l4: u32, at: &mut u32) -> Option<(u32, u16)> {
     let [length] = packet.read::<[u8; 1]>(l4 + OFFSET)?;
-    let (mut at, end) = (TCP_LEN, u32::from(length >> 4) * 4);
+    let end = u32::from(length >> 4) * 4;
+    *at = TCP_LEN;
     let mut seen = 0;
-    while seen < MOST_OPTIONS && at + u32::from(MSS_LEN) <= end {
-        let [kind, length] = packet.read::<[u8; 2]>(l4 + at)?;
+    while seen < MOST_OPTIONS && *at + u32::from(MSS_LEN) <= end {
+        let [kind, length] = packet.read::<[u8; 2]>(l4 + *at)?;
         if kind == MSS && length == MSS_LEN {
-            let at = l4 + at + 2;
+            let at = l4 + *at + 2;
             return Some((at, packet.read::<u16>(at)?));
         }
         if kind == END || kind != NOTHING && length < 2 {
             return None;
         }
-        at += if kind == NOTHING {
+        *at += if kind == NOTHING {
             1
         } else {
             u32::from(length)

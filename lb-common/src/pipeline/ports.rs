@@ -29,6 +29,9 @@ enum Claim {
 
 /// Enters the flow of `scratch.flow` and `scratch.opposite` under the first of `tries` ports that it can have at the
 /// backend. [`egress::OK`], `none` where it can have none of them, or another reason.
+///
+/// What a try leaves to the next is in memory: in registers the verifier would follow each of its values through all
+/// tries that are left, a quarter of all that it reads.
 #[inline(always)]
 pub(crate) fn enter<A: Layout, T: Tables + FamilyTables<A>>(
     path: &Path<'_, T>,
@@ -39,9 +42,9 @@ pub(crate) fn enter<A: Layout, T: Tables + FamilyTables<A>>(
     mut port: impl FnMut(&Tuple<A>, u32) -> Be16,
 ) -> u64 {
     let (parsed, tables) = (&scratch.parsed, path.tables);
+    // A port in TIME-WAIT, if there is one.
+    scratch.flow.source_port = Be16::new(0);
     let mut probe = 0;
-    let mut reason = none;
-    let mut resting = None;
     while probe < tries {
         let port = port(&parsed.tuple, probe);
         scratch.key.destination_port = port;
@@ -54,18 +57,18 @@ pub(crate) fn enter<A: Layout, T: Tables + FamilyTables<A>>(
                     Reason::FlowTableFull as u64
                 };
             }
-            Claim::Resting => resting = Some(port),
+            Claim::Resting => scratch.flow.source_port = port,
             Claim::Taken => {}
-            Claim::Full => reason = Reason::FlowTableFull,
+            Claim::Full => return Reason::FlowTableFull as u64,
         }
         probe += 1;
     }
-    // Better a port in TIME-WAIT than none.
-    let Some(port) = resting else {
-        return reason as u64;
-    };
+    // Better such a port than none.
+    let port = scratch.flow.source_port;
+    if port == Be16::new(0) {
+        return none as u64;
+    }
     scratch.key.destination_port = port;
-    scratch.flow.source_port = port;
     let table = FlowTable::HalfOpen;
     FamilyTables::<A>::remove_flow(tables, FlowTable::Established, &scratch.key);
     if tables.insert_flow(table, &scratch.key, &scratch.opposite, false)

@@ -34,6 +34,8 @@ pub struct FamilyScratch<A> {
     pub(crate) kind: u32,
     /// Of a packet that is too big: what would fit, in bytes without the link header.
     pub(crate) fits: u32,
+    /// Of a SYN: where in its TCP header the option stands that is looked at.
+    pub(crate) option: u32,
 }
 
 /// Element of the per-CPU array `SCRATCH`. Holds nothing between packets.
