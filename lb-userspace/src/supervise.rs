@@ -86,6 +86,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         run_folder: options.run_folder.clone(),
         limits: config.limits,
         log_level: options.packet_log,
+        tunnels: config.kubernetes.is_some(),
         ..attach::Options::default()
     })?;
     let descriptors = privileges::raise_descriptor_limit();

@@ -75,7 +75,7 @@ impl Installation {
                 .map_err(AttachError::system(generation.folder.display().to_string()))?;
         }
         let names = names_of_programs();
-        let loaded = object::load(&generation.folder, &layouts, options.log_level);
+        let loaded = object::load(&generation.folder, &layouts, options);
         let ebpf = match loaded {
             Ok(ebpf) => ebpf,
             Err(error) => {

@@ -64,6 +64,9 @@ pub struct Options {
     /// aya-log's level of the packet path, 1 (error) to 5 (trace); 0: off, and free.
     pub log_level: u8,
     pub tc: TcChoice,
+    /// Whether packets may come through tunnels: where there are none, the verifier is spared the program that takes
+    /// them, a quarter of a start.
+    pub tunnels: bool,
 }
 
 impl Default for Options {
@@ -74,6 +77,7 @@ impl Default for Options {
             limits: Limits::default(),
             log_level: 0,
             tc: TcChoice::Best,
+            tunnels: true,
         }
     }
 }

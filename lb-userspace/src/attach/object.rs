@@ -1,6 +1,6 @@
 //! The packet path's object file, carried in this binary, and its way into the kernel.
 
-use std::path::Path;
+use std::{iter, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -8,7 +8,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 
-use super::{AttachError, layout::Layout, tc::Side, xdp};
+use super::{AttachError, Options, layout::Layout, tc::Side, xdp};
 
 /// What the XDP program calls for packets that came through tunnels, and the array that it calls by.
 const TUNNEL: &str = "millrace_tunnel";
@@ -19,9 +19,13 @@ pub fn bytes() -> &'static [u8] {
     aya::include_bytes_aligned!(env!("MILLRACE_BPF_OBJECT"))
 }
 
-/// Loads all programs. Maps pinned in `folder` are used as they are: they must have been compared before. Maps that are
-/// not there are made and pinned.
-pub(super) fn load(folder: &Path, layouts: &[Layout], log_level: u8) -> Result<Ebpf, AttachError> {
+/// Loads all programs that are wanted. Maps pinned in `folder` are used as they are: they must have been compared before.
+/// Maps that are not there are made and pinned.
+pub(super) fn load(
+    folder: &Path,
+    layouts: &[Layout],
+    options: &Options,
+) -> Result<Ebpf, AttachError> {
     let mut loader = EbpfLoader::new();
     for map in layouts {
         loader
@@ -29,11 +33,12 @@ pub(super) fn load(folder: &Path, layouts: &[Layout], log_level: u8) -> Result<E
             .map_pin_path(&map.name, folder.join(&map.name));
     }
     // 0 lets the verifier remove every trace of logging; a program that never logs has no such constant.
-    loader.override_global("AYA_LOG_LEVEL", &log_level, false);
+    loader.override_global("AYA_LOG_LEVEL", &options.log_level, false);
     let mut ebpf = loader
         .load(bytes())
         .map_err(|error| failed("object", error))?;
-    for name in [xdp::NAME, TUNNEL] {
+    let tunnel = options.tunnels.then_some(TUNNEL);
+    for name in iter::once(xdp::NAME).chain(tunnel) {
         let program: &mut Xdp = program(&mut ebpf, name)?;
         program.load().map_err(|error| failed(name, error))?;
     }
@@ -45,12 +50,16 @@ pub(super) fn load(folder: &Path, layouts: &[Layout], log_level: u8) -> Result<E
     Ok(ebpf)
 }
 
-/// Gives the XDP program what it calls. Those that run already call it from now on: what they do is of the same ABI.
+/// Gives the XDP program what it calls, if that is loaded. Those that run already call it from now on: what they do is of
+/// the same ABI.
 pub fn link(ebpf: &mut Ebpf) -> Result<(), AttachError> {
     let tunnel: &mut Xdp = program(ebpf, TUNNEL)?;
-    let tunnel = tunnel
-        .fd()
-        .and_then(|fd| fd.try_clone().map_err(Into::into));
+    let tunnel = match tunnel.fd() {
+        Ok(tunnel) => tunnel.try_clone().map_err(Into::into),
+        // What an agent with tunnels left there is called for packets of its tunnels only.
+        Err(ProgramError::NotLoaded) => return Ok(()),
+        Err(error) => Err(error),
+    };
     let tunnel = tunnel.map_err(|error| failed(TUNNEL, error))?;
     let map = ebpf
         .map_mut(PROGRAMS)
