@@ -144,23 +144,22 @@ impl Agents<'_> {
         to: SocketAddr,
         flags: &str,
     ) -> Result<Vec<Explained>> {
-        let pod = self.pod(node)?;
         let to = format!("{to}/tcp");
         let one = |from: &SocketAddr| {
             let from = from.to_string();
-            self.explained(&pod, &["--from", &from, "--to", &to, "--flags", flags])
+            self.explained(node, &["--from", &from, "--to", &to, "--flags", flags])
         };
         from.iter().map(one).collect()
     }
 
     /// What a node's agent says would become of a whole frame, in hex.
     pub fn explain_frame(&self, node: &str, frame: &str) -> Result<Explained> {
-        self.explained(&self.pod(node)?, &["--frame", frame])
+        self.explained(node, &["--frame", frame])
     }
 
-    fn explained(&self, pod: &str, packet: &[&str]) -> Result<Explained> {
+    fn explained(&self, node: &str, packet: &[&str]) -> Result<Explained> {
         let words = [&["explain", "--output=json"], packet].concat();
-        let output = self.output(pod, &words)?;
+        let output = self.output(node, &words)?;
         let text = String::from_utf8(output.stdout)?;
         let said = serde_json::from_str(&text).with_context(|| {
             let error = String::from_utf8_lossy(&output.stderr);
