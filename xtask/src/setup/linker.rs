@@ -51,6 +51,9 @@ fn build(machine: &Machine) -> Result<()> {
     run(Command::new(cargo)
         .current_dir(&machine.cache)
         .env_remove("CARGO_TARGET_DIR")
+        // The work is LLVM's, which is compiled already.
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
         .args([
             "install",
             "bpf-linker",
