@@ -6,6 +6,8 @@
     reason = "what all tests share is taken away when the program ends"
 )]
 
+#[path = "packets/arriving.rs"]
+mod arriving;
 #[path = "packets/dsr.rs"]
 mod dsr;
 #[path = "packets/echo.rs"]
@@ -22,6 +24,8 @@ mod icmp;
 mod lan;
 #[path = "packets/local.rs"]
 mod local;
+#[path = "packets/moved.rs"]
+mod moved;
 #[path = "packets/mss.rs"]
 mod mss;
 #[path = "packets/mtu.rs"]

@@ -1,24 +1,24 @@
-//! `dsr`: what goes through a tunnel to a backend's node, and what comes out of one. The other end is
+//! `dsr`: what goes through a tunnel to a backend's node, and fragments and errors both ways. The other end is
 //! [`lb_tests::director`].
-
-use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use lb_common::{
-    abi::{Reason, Tunnel, backend_state},
+    abi::{Reason, backend_state},
     pipeline::Verdict,
 };
 use lb_tests::{
     both::{Both, Outcome},
     datagrams::{self, LINK, Message, fragments, headers, is_v4, reassembled},
-    director::{Director, Receiver},
+    director::Director,
     world::{OWN, PEER, TUNNEL_PORT},
 };
 use lb_userspace::dataplane::FlowState;
 
 use super::{
-    Kind, Packet, assert_checksums, ip,
+    Kind, Packet,
+    arriving::arrive,
+    assert_checksums, ip,
     local::PASSED,
     mtu::assert_told,
     stateful::{answer, ends, state},
@@ -26,17 +26,17 @@ use super::{
 };
 
 /// Client, frontend of backends elsewhere, frontend of backends here.
-const V4: [&str; 3] = ["198.51.100.8", "192.0.2.17", "192.0.2.15"];
-const V6: [&str; 3] = ["2001:db8:9::1", "2001:db8::17", "2001:db8::15"];
+pub(super) const V4: [&str; 3] = ["198.51.100.8", "192.0.2.17", "192.0.2.15"];
+pub(super) const V6: [&str; 3] = ["2001:db8:9::1", "2001:db8::17", "2001:db8::15"];
 
 /// A packet of one of them.
-fn packet(client: &str, vip: &str, port: u16, kind: Kind) -> Packet {
+pub(super) fn packet(client: &str, vip: &str, port: u16, kind: Kind) -> Packet {
     let to = if kind == Kind::Udp { 53 } else { 80 };
     Packet::new((client, port), (vip, to), kind)
 }
 
 /// Bytes between the link header and the client's packet.
-fn room(outer_v4: bool, inner_v4: bool) -> usize {
+pub(super) fn room(outer_v4: bool, inner_v4: bool) -> usize {
     (if outer_v4 { 20 } else { 40 }) + 8 + 8 + 4 + 12 + if inner_v4 { 4 } else { 16 }
 }
 
@@ -46,7 +46,7 @@ fn is_over_v4(outcome: &Outcome) -> bool {
 }
 
 /// The client's packet out of a tunnel, behind the link header of `came`.
-fn unwrapped(outcome: &Outcome, came: &[u8]) -> Vec<u8> {
+pub(super) fn unwrapped(outcome: &Outcome, came: &[u8]) -> Vec<u8> {
     let room = room(is_over_v4(outcome), is_v4(came));
     let mut inner = came[..LINK].to_vec();
     inner.extend_from_slice(&outcome.frame[LINK + room..]);
@@ -74,7 +74,7 @@ fn sent(
 }
 
 /// Both networks that another node may send by.
-fn directors(both: &Both) -> [Director; 2] {
+pub(super) fn directors(both: &Both) -> [Director; 2] {
     [true, false].map(|outer_v4| Director::new(outer_v4, both.uplinks[0].0))
 }
 
@@ -154,346 +154,6 @@ fn all_of_a_flow_goes_to_one_node_and_only_of_udp_it_is_remembered_which() -> Re
                 syn.verdict,
                 Verdict::Transmit | Verdict::Redirect { .. }
             ));
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn a_connection_stays_with_its_backend_when_the_table_leads_elsewhere() -> Result<()> {
-    with_both(|both| {
-        let [knows, other] = [0; 2].map(|_| Receiver::new(both.uplinks[0].0));
-        for history in [true, false] {
-            for [client, vip, _] in [V4, V6] {
-                let mut began = Vec::new();
-                for port in 3200..3220 {
-                    let outcome = both.run(&packet(client, vip, port, Kind::Syn).frame(both))?;
-                    assert_eq!(knows.take(&outcome.frame).0, Verdict::Rewritten);
-                    began.push((port, outcome.backend()));
-                }
-                both.swap_owners_elsewhere(history)?;
-                for (port, backend) in began {
-                    let ack = packet(client, vip, port, Kind::Ack).frame(both);
-                    let asked = both.run(&ack)?;
-                    assert_ne!(asked.backend(), backend);
-                    let (verdict, back) = other.take(&asked.frame);
-                    assert_eq!(verdict, Verdict::Transmit);
-                    let on = both.run(&back)?;
-                    assert_eq!(on.backend(), backend);
-                    assert_eq!(unwrapped(&on, &ack)[LINK..], ack[LINK..]);
-                    assert_eq!(knows.take(&on.frame).0, Verdict::Rewritten);
-                    // The next ones go there at once, errors about its replies, too.
-                    for _ in 0..2 {
-                        let next = both.run(&ack)?;
-                        assert_eq!(next.backend(), backend);
-                        assert_eq!(knows.take(&next.frame).0, Verdict::Rewritten);
-                        assert_eq!(state(both, port)?, Some(FlowState::Established));
-                    }
-                    // Where the filter has forgotten it, the entry has not.
-                    both.forget_moved()?;
-                    let asked = both.run(&ack)?;
-                    assert_ne!(asked.backend(), backend);
-                    let on = both.run(&other.take(&asked.frame).1)?;
-                    assert_eq!(on.backend(), backend);
-                    assert_eq!(both.run(&ack)?.backend(), backend);
-                    // Its own node forgets it in the end.
-                    let mut left = both.run(&ack)?;
-                    while left.frame.len() > ack.len() {
-                        left = both.run(&other.take(&left.frame).1)?;
-                    }
-                    assert_eq!(left.verdict, Verdict::Pass(Reason::NoFlow));
-                    assert_eq!(both.run(&ack)?.verdict, PASSED);
-                }
-                both.reset()?;
-            }
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn no_more_nodes_are_asked_than_new_flows_are_allowed() -> Result<()> {
-    with_both(|both| {
-        let mut settings = both.settings;
-        (settings.flow_rate, settings.flow_burst) = (0, 0);
-        both.set(settings)?;
-        both.host.flow_tokens.set(0);
-        let receiver = Receiver::new(both.uplinks[0].0);
-        for [client, vip, _] in [V4, V6] {
-            let ack = packet(client, vip, 3300, Kind::Ack).frame(both);
-            let asked = both.run(&ack)?;
-            let left = both.run(&receiver.take(&asked.frame).1)?;
-            assert_eq!(left.verdict, Verdict::Pass(Reason::NoFlow));
-            assert_eq!(left.frame[LINK..], ack[LINK..]);
-            assert_eq!(state(both, 3300)?, None);
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn a_connection_goes_on_by_a_node_that_has_not_seen_it_begin() -> Result<()> {
-    with_both(|both| {
-        for (number, [client, _, vip]) in (0..).zip([V4, V6]) {
-            let [first, second] = directors(both);
-            for port in 6000 + number * 100..6020 + number * 100 {
-                let syn = packet(client, vip, port, Kind::Syn).frame(both);
-                let Some(sent) = first.send(&syn) else {
-                    continue;
-                };
-                let began = both.run(&sent)?;
-                let ack = packet(client, vip, port, Kind::Ack).frame(both);
-                let asked = both.run(&second.sent(&ack)?)?;
-                assert_eq!(asked.verdict, Verdict::Rewritten);
-                assert_eq!(asked.backend(), began.backend());
-                assert_eq!(ends(&asked.frame).1, ends(&began.frame).1);
-            }
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn a_connection_that_nobody_knows_is_given_back() -> Result<()> {
-    with_both(|both| {
-        for director in directors(both) {
-            for [client, _, vip] in [V4, V6] {
-                // Some go to backends that are reached otherwise.
-                let mut acks =
-                    (6500..6600).map(|port| packet(client, vip, port, Kind::Ack).frame(both));
-                let asked = acks.find_map(|ack| Some((director.send(&ack)?, ack)));
-                let (asked, ack) = asked.context("nothing is sent here")?;
-                let answered = both.run(&asked)?;
-                assert_eq!(answered.verdict, Verdict::Transmit);
-                assert_eq!(answered.reason(), Some(Reason::NoFlow));
-                let (from, to) = ends(&asked);
-                let (back, on) = ends(&answered.frame);
-                assert_eq!((back.ip(), on.ip()), (to.ip(), from.ip()));
-                assert_eq!(answered.frame[..6], asked[6..12]);
-                assert_eq!(unwrapped(&answered, &ack)[LINK..], ack[LINK..]);
-                assert_eq!(state(both, ends(&ack).0.port())?, None);
-            }
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn what_is_given_back_is_left_to_kube_proxy_from_then_on() -> Result<()> {
-    with_both(|both| {
-        let receiver = Receiver::new(both.uplinks[0].0);
-        for [client, vip, _] in [V4, V6] {
-            let ack = packet(client, vip, 6600, Kind::Ack).frame(both);
-            let mut left = both.run(&ack)?;
-            let mut asked = BTreeSet::new();
-            while left.frame.len() > ack.len() {
-                assert!(asked.insert(left.backend()), "{asked:?}");
-                let (verdict, back) = receiver.take(&left.frame);
-                assert_eq!(verdict, Verdict::Transmit);
-                left = both.run(&back)?;
-            }
-            assert_eq!(asked.len(), 2, "each backend that may know it");
-            assert_eq!(left.verdict, Verdict::Pass(Reason::NoFlow));
-            assert_eq!(left.frame[LINK..], ack[LINK..], "as the client sent it");
-            let next = both.run(&ack)?;
-            assert_eq!((next.verdict, next.frame), (PASSED, ack));
-            // It begins anew.
-            let syn = packet(client, vip, 6600, Kind::Syn).frame(both);
-            let began = both.run(&syn)?;
-            assert_eq!(unwrapped(&began, &syn), syn);
-            let (verdict, _) = receiver.take(&began.frame);
-            assert_eq!(verdict, Verdict::Rewritten);
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn a_packet_out_of_a_tunnel_reaches_the_backend_and_is_answered_by_the_vip() -> Result<()> {
-    with_both(|both| {
-        for director in directors(both) {
-            for [client, _, vip] in [V4, V6] {
-                for kind in [Kind::Syn, Kind::Udp] {
-                    let mut arrived = 0;
-                    for port in 4000..4020 {
-                        let asked = packet(client, vip, port, kind);
-                        let came = asked.frame(both);
-                        let Some(sent) = director.send(&came) else {
-                            continue;
-                        };
-                        arrived += 1;
-                        let there = both.run(&sent)?;
-                        assert_eq!(there.verdict, Verdict::Rewritten);
-                        assert_eq!(there.frame.len(), came.len());
-                        assert_checksums(&there.frame);
-                        let (from, to) = ends(&there.frame);
-                        assert_eq!((from.ip(), from.port()), asked.from, "the client's own");
-                        assert_eq!(to.port(), 8080);
-                        let start = headers(&came);
-                        assert_eq!(there.frame[start + 20..], came[start + 20..]);
-
-                        let back = if kind == Kind::Udp {
-                            kind
-                        } else {
-                            Kind::SynAck
-                        };
-                        let reply = answer(&there.frame, back).frame(both);
-                        let left = both.leave(&reply)?;
-                        assert_eq!(left.verdict, Verdict::Rewritten);
-                        assert_checksums(&left.frame);
-                        let (from, to) = ends(&left.frame);
-                        assert_eq!((from.ip(), from.port()), asked.to, "from the VIP");
-                        assert_eq!((to.ip(), to.port()), asked.from);
-                        if kind == Kind::Syn {
-                            let ack = packet(client, vip, port, Kind::Ack).frame(both);
-                            both.run(&director.sent(&ack)?)?;
-                            assert_eq!(state(both, port)?, Some(FlowState::Established));
-                        }
-                    }
-                    assert!(arrived > 3, "{vip}: {arrived}");
-                    both.reset()?;
-                }
-            }
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn a_tunnel_over_vlans_ends_like_any_other() -> Result<()> {
-    const TAGS: [[u8; 4]; 2] = [[0x88, 0xa8, 0, 9], [0x81, 0, 0, 7]];
-    with_both(|both| {
-        for director in directors(both) {
-            for names in [V4, V6] {
-                for kind in [Kind::Syn, Kind::Udp] {
-                    let (_, sent) = arrive(both, &director, names, 5200, kind)?;
-                    let plain = both.run(&sent)?;
-                    for tags in [&TAGS[1..], &TAGS] {
-                        let tagged = both.run(&datagrams::tagged(&sent, tags))?;
-                        assert_eq!(tagged.verdict, Verdict::Rewritten);
-                        assert_eq!(tagged.frame, datagrams::tagged(&plain.frame, tags));
-                    }
-                }
-            }
-        }
-        Ok(())
-    })
-}
-
-/// The first packet of a flow that a director sends here, and what arrived.
-fn arrive(
-    both: &mut Both,
-    director: &Director,
-    [client, _, vip]: [&str; 3],
-    port: u16,
-    kind: Kind,
-) -> Result<(u16, Vec<u8>)> {
-    for port in port..port + 200 {
-        let came = packet(client, vip, port, kind).frame(both);
-        if let Some(sent) = director.send(&came) {
-            return Ok((port, sent));
-        }
-    }
-    anyhow::bail!("no flow is sent here")
-}
-
-#[test]
-fn every_bit_of_a_tunnel_that_is_turned_is_a_drop() -> Result<()> {
-    with_both(|both| {
-        for director in directors(both) {
-            for names in [V4, V6] {
-                let (_, sent) = arrive(both, &director, names, 5000, Kind::Syn)?;
-                let outer = if is_v4(&sent) { 20 } else { 40 };
-                let inner = LINK + room(outer == 20, names == V4);
-                for bit in (LINK + outer + 8) * 8..inner * 8 {
-                    let mut forged = sent.clone();
-                    forged[bit / 8] ^= 1 << (bit % 8);
-                    let outcome = both.run(&forged)?;
-                    assert!(
-                        matches!(outcome.verdict, Verdict::Drop(_)),
-                        "bit {bit}: {outcome:?}"
-                    );
-                }
-                // Cut short, with outer headers that say so.
-                for length in LINK + outer + 8..inner + 20 {
-                    let mut cut = sent[..length].to_vec();
-                    let (at, whole) = if outer == 20 {
-                        (2, length - LINK)
-                    } else {
-                        (4, length - LINK - 40)
-                    };
-                    cut[LINK + at..][..2].copy_from_slice(&(whole as u16).to_be_bytes());
-                    let datagram = (length - LINK - outer) as u16;
-                    cut[LINK + outer + 4..][..2].copy_from_slice(&datagram.to_be_bytes());
-                    let outcome = both.run(&cut)?;
-                    assert!(
-                        matches!(outcome.verdict, Verdict::Drop(_)),
-                        "{length}: {outcome:?}"
-                    );
-                }
-                assert_eq!(both.run(&sent)?.verdict, Verdict::Rewritten);
-            }
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn strangers_retired_keys_and_lost_backends_are_dropped_and_counted() -> Result<()> {
-    with_both(|both| {
-        for director in directors(both) {
-            for names in [V4, V6] {
-                let (_, sent) = arrive(both, &director, names, 5000, Kind::Syn)?;
-                let settings = both.settings;
-                let dropped = |both: &mut Both, frame: &[u8], reason| -> Result<()> {
-                    assert_eq!(both.run(frame)?.verdict, Verdict::Drop(reason));
-                    Ok(())
-                };
-                let mut stranger = sent.clone();
-                // The last byte of the outer source.
-                stranger[if is_v4(&sent) { LINK + 15 } else { LINK + 23 }] ^= 4;
-                dropped(both, &stranger, Reason::SourceDenied)?;
-
-                let mut retired = settings;
-                retired.tag_ids = Tunnel::accepted(&[8, 9]);
-                both.set(retired)?;
-                dropped(both, &sent, Reason::TunnelTag)?;
-                let mut other = settings;
-                other.tag_keys = [[1, 2], [3, 4]];
-                both.set(other)?;
-                dropped(both, &sent, Reason::TunnelTag)?;
-                both.set(settings)?;
-
-                // The same packet once more around it.
-                let mut nested = sent.clone();
-                let outer = sent[LINK..LINK + room(is_v4(&sent), names == V4)].to_vec();
-                nested.splice(LINK..LINK, outer);
-                let reason = if is_v4(&sent) == (names == V4) {
-                    Reason::TunnelTag
-                } else {
-                    Reason::TunnelMalformed
-                };
-                dropped(both, &nested, reason)?;
-
-                both.forget_targets()?;
-                dropped(both, &sent, Reason::TunnelTarget)?;
-                both.reset()?;
-            }
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn other_ports_of_a_nodes_address_are_the_hosts() -> Result<()> {
-    with_both(|both| {
-        for family in 0..2 {
-            for (port, kind) in [(22, Kind::Syn), (TUNNEL_PORT, Kind::Syn), (6081, Kind::Udp)] {
-                let frame =
-                    Packet::new((PEER[family], 4000), (OWN[family], port), kind).frame(both);
-                let outcome = both.run(&frame)?;
-                assert_eq!((outcome.verdict, outcome.frame), (Verdict::NotOurs, frame));
-            }
         }
         Ok(())
     })
