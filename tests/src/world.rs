@@ -1,17 +1,21 @@
 //! What the balancer of this test serves: every mode in both families, next hops of each kind, by ops.
 
-use std::net::{IpAddr, SocketAddr};
+mod simulated;
+mod told;
 
-use lb_common::sim::World;
+use std::net::IpAddr;
+
 use lb_common::{
     abi::{
-        Announced, AnnouncedKey, Backend, FILTER_WORDS, Frontend, FrontendKey, Mode, NextHop,
-        Region, Segment, Service, Settings, SourceKey, TargetKey, Tunnel, filter_bit, leaving_bit,
-        service_flag, slot_of,
+        Backend, FILTER_WORDS, Frontend, FrontendKey, Mode, NextHop, Region, Segment, Service,
+        Settings, SourceKey, TargetKey, Tunnel, filter_bit, leaving_bit, service_flag, slot_of,
     },
     bytes::{Addr, Address as _, Be16, V4, V6},
 };
-use lb_userspace::{plan::Op, state};
+use lb_userspace::plan::Op;
+
+pub use simulated::simulate;
+pub use told::services;
 
 /// Own addresses: sources of translated packets and of outer headers.
 pub const OWN: [&str; 2] = ["10.0.0.1", "2001:db8:1::1"];
@@ -384,138 +388,4 @@ pub(crate) fn swapped_owners(history: bool) -> Vec<Op> {
         }
     });
     swapped.collect()
-}
-
-/// The same contents for the host's home of the pipeline.
-pub fn simulate(ops: &[Op]) -> World {
-    let mut world = World {
-        reject_tokens: u32::MAX.into(),
-        flow_tokens: u32::MAX.into(),
-        fragment_tokens: u32::MAX.into(),
-        ..World::default()
-    };
-    for op in ops {
-        match op {
-            Op::Address { index, word } => {
-                world.filter.insert(*index, *word);
-            }
-            Op::Backend { id, value } => {
-                world.backends.insert(*id, *value);
-            }
-            Op::NextHop { id, value } => {
-                world.next_hops.insert(*id, *value);
-            }
-            Op::Slots { base, slots } => world.slots.extend((*base..).zip(slots.iter().copied())),
-            Op::Members { base, members } => {
-                world.members.extend((*base..).zip(members.iter().copied()));
-            }
-            Op::Service { index, value } => {
-                world.services.insert(*index, *value);
-            }
-            Op::InsertFrontend4 { key, value } => {
-                world.v4.frontends.insert(*key, *value);
-            }
-            Op::InsertFrontend6 { key, value } => {
-                world.v6.frontends.insert(*key, *value);
-            }
-            Op::InsertSource4 { key, bits } => {
-                let service = u32::from_be(key.service_be);
-                world.v4.sources.push((service, key.client, *bits));
-            }
-            Op::InsertSource6 { key, bits } => {
-                let service = u32::from_be(key.service_be);
-                world.v6.sources.push((service, key.client, *bits));
-            }
-            Op::InsertTarget4 { key, id } => {
-                world.v4.targets.insert(*key, *id);
-            }
-            Op::InsertTarget6 { key, id } => {
-                world.v6.targets.insert(*key, *id);
-            }
-            Op::InsertAnnounced {
-                ifindex,
-                address,
-                mac,
-            } => {
-                let (ifindex, value) = (*ifindex, Announced::new(*mac));
-                match address {
-                    IpAddr::V4(ip) => {
-                        let address = V4::from(*ip);
-                        let mut entries = world.v4.announced.borrow_mut();
-                        entries.insert(AnnouncedKey { ifindex, address }, value);
-                    }
-                    IpAddr::V6(ip) => {
-                        let address = V6::from(*ip);
-                        let mut entries = world.v6.announced.borrow_mut();
-                        entries.insert(AnnouncedKey { ifindex, address }, value);
-                    }
-                }
-            }
-            Op::InsertInterface { segment, ifindex } => {
-                world.interfaces.insert(*segment, *ifindex);
-            }
-            Op::Settings(_) | Op::InsertDevice { .. } => {}
-            other => panic!("{other:?} is none of this world's"),
-        }
-    }
-    world
-}
-
-/// The services as an agent would tell of them.
-pub fn services() -> Vec<state::Service> {
-    let services = NAMES.into_iter().zip(MEMBERS).zip(1..);
-    services
-        .map(|((name, members), index)| state::Service {
-            name: name.to_owned(),
-            mode: members.first().map_or("l2", |id| mode(*id)).to_owned(),
-            affinity: None,
-            source_ranges: Vec::new(),
-            frontends: frontends(index),
-            backends: (0..)
-                .zip(members)
-                .map(|(ordinal, id)| backend(index, ordinal, *id, members.len()))
-                .collect(),
-            left_out: Vec::new(),
-        })
-        .collect()
-}
-
-fn mode(id: u32) -> &'static str {
-    BACKENDS[id as usize - 1].0.name()
-}
-
-fn frontends(service: u32) -> Vec<state::Frontend> {
-    let all = FRONTENDS.into_iter().zip(SERVICE_OF).zip(1..);
-    let own = all.filter(|((_, of), _)| *of == service);
-    own.map(|(((address, port, protocol), _), id)| state::Frontend {
-        address: SocketAddr::new(addr(address).to_ip(), port),
-        protocol: if protocol == 6 {
-            state::Protocol::Tcp
-        } else {
-            state::Protocol::Udp
-        },
-        id,
-        service,
-        rules: None,
-    })
-    .collect()
-}
-
-fn backend(service: u32, ordinal: u16, id: u32, members: usize) -> state::Backend {
-    let table: u32 = if members == 1 { 1 } else { 1 << TABLE };
-    let owned = (0..table).filter(|slot| slot % members as u32 == u32::from(ordinal));
-    state::Backend {
-        address: SocketAddr::new(addr(BACKENDS[id as usize - 1].1).to_ip(), 8080),
-        service,
-        ordinal,
-        id,
-        weight: 100,
-        mode: BACKENDS[id as usize - 1].0.name().to_owned(),
-        state: state::BackendState::Ready,
-        since: 0,
-        slots: owned.count() as u32,
-        table,
-        path: None,
-        origin: None,
-    }
 }
