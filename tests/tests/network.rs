@@ -448,8 +448,10 @@ fn assert_shares(answers: &Answers, backends: usize, requests: usize) {
         "{answers:?}"
     );
     let worst = answers.worst_share(backends);
+    // A table is up to 5 % off; five standard deviations of so many requests that each go anywhere.
+    let most = 0.05 + 5.0 * ((backends - 1) as f64 / requests as f64).sqrt();
     assert!(
-        worst < 0.15,
+        worst < most,
         "{:.0} % off an even share: {answers:?}",
         worst * 100.0
     );

@@ -1,10 +1,13 @@
 //! Who gets a request: by policy, by what is said of endpoints, by who asks.
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::cluster::{
-    Asker,
-    Endpoint::{Leaving, Ready},
-    Met, vips, with_agents,
+use lb_tests::{
+    cluster::{
+        Asker,
+        Endpoint::{Leaving, Ready},
+        Met, PATIENCE, vips, with_agents,
+    },
+    netns::until,
 };
 use serde_json::json;
 
@@ -53,15 +56,19 @@ fn each_client_of_a_vip_meets_what_policy_and_endpoints_say() -> Result<()> {
                         .wait_to_meet(Asker::Outside, server, outside)
                         .with_context(|| format!("{policy}, {endpoints:?}"))?;
                 }
-                let before = agents.counters("node1", &space.name)?;
-                ensure!(!before.is_empty(), "no counters of {}", space.name);
-                for server in servers {
-                    for inside in [Asker::Host("node1"), Asker::Pod(here)] {
-                        cluster.wait_to_meet(inside, server, cluster_set)?;
+                // The last packets of the client's connections come when they come.
+                until(PATIENCE, || {
+                    let before = agents.counters("node1", &space.name)?;
+                    ensure!(!before.is_empty(), "no counters of {}", space.name);
+                    for server in servers {
+                        for inside in [Asker::Host("node1"), Asker::Pod(here)] {
+                            cluster.wait_to_meet(inside, server, cluster_set)?;
+                        }
                     }
-                }
-                let after = agents.counters("node1", &space.name)?;
-                ensure!(after == before, "{before:#?}, {after:#?}");
+                    let after = agents.counters("node1", &space.name)?;
+                    ensure!(after == before, "{before:#?}, {after:#?}");
+                    Ok(())
+                })?;
             }
         }
         Ok(())
