@@ -124,11 +124,22 @@ impl Cluster {
         }
     }
 
-    /// Objects as YAML or JSON; what became of each.
+    /// Objects as YAML or JSON, as a user has them applied; what became of each.
     pub fn apply(&self, objects: &str) -> Result<String> {
+        self.applied(objects, &[])
+    }
+
+    /// The same for objects of a test's own. kubectl does not read the schemas of all kinds first, which is most of its work.
+    pub fn put(&self, objects: &Value) -> Result<()> {
+        self.applied(&objects.to_string(), &["--validate=false"])
+            .map(drop)
+    }
+
+    fn applied(&self, objects: &str, options: &[&str]) -> Result<String> {
         let mut command = self.command()?;
         command
             .args(["apply", "--filename", "-"])
+            .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -79,7 +79,7 @@ impl Space<'_> {
         };
         let slices: Vec<_> = [(0, "IPv4"), (1, "IPv6")].into_iter().map(slice).collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": slices});
-        self.cluster.apply(&list.to_string()).map(drop)
+        self.cluster.put(&list)
     }
 }
 

@@ -82,7 +82,7 @@ impl Space<'_> {
                 },
             },
         });
-        self.cluster.apply(&deployment.to_string())?;
+        self.cluster.put(&deployment)?;
         self.settled(name)
     }
 
@@ -229,7 +229,7 @@ impl Space<'_> {
             "metadata": {"name": name, "namespace": self.name},
             "spec": spec,
         });
-        self.cluster.apply(&service.to_string())?;
+        self.cluster.put(&service)?;
         self.addresses(name, vips)
     }
 

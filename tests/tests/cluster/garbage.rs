@@ -34,7 +34,7 @@ fn what_breaks_a_rule_is_skipped_alone_and_told() -> Result<()> {
             "ports": [{"name": "tcp", "protocol": "TCP", "port": 8080}],
             "endpoints": [{"addresses": [vips(40)[0]]}],
         });
-        cluster.apply(&slice.to_string())?;
+        cluster.put(&slice)?;
 
         for (kind, name, reason) in [
             ("Service", "taken", "FrontendConflict"),
