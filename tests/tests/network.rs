@@ -114,8 +114,8 @@ fn every_backend_answers_datagrams(way: Way) -> Result<()> {
         assert!(names.failures.is_empty(), "{family:?}: {names:?}");
         assert_eq!(names.by_backend.len(), 4, "{family:?}: {names:?}");
 
-        let answers = clients::udp(stage.client(), stage.vip(family, ECHO), 2_000);
-        assert_shares(&answers, 4, 2_000);
+        let answers = clients::udp(stage.client(), stage.vip(family, ECHO), 8_000);
+        assert_shares(&answers, 4, 8_000);
     }
     no_vip_is_tracked(&stage)
 }
@@ -214,8 +214,8 @@ fn replies_by_another_interface_find_their_way() -> Result<()> {
     for way in [Way::Nat, Way::L2, Way::IpipOver(Family::V4)] {
         let stage = Stage::set(way, Shape::TwoArms)?;
         for family in Family::BOTH {
-            let answers = clients::http(stage.client(), stage.vip(family, HTTP), 2_000, 4);
-            assert_shares(&answers, 4, 2_000);
+            let answers = clients::http(stage.client(), stage.vip(family, HTTP), 4_000, 4);
+            assert_shares(&answers, 4, 4_000);
             let answers = clients::udp(stage.client(), stage.vip(family, ECHO), 500);
             assert!(
                 answers.failures.is_empty(),
@@ -441,6 +441,7 @@ fn names_the_place(said: &str, line: usize, field: &str) {
     );
 }
 
+/// A table is up to 5 % off; the rest is 3.6 standard deviations of 4,000 requests that go anywhere, 5.2 of 8,000.
 fn assert_shares(answers: &Answers, backends: usize, requests: usize) {
     assert_eq!(
         (answers.answered(), answers.failed()),
@@ -448,10 +449,8 @@ fn assert_shares(answers: &Answers, backends: usize, requests: usize) {
         "{answers:?}"
     );
     let worst = answers.worst_share(backends);
-    // A table is up to 5 % off; five standard deviations of so many requests that each go anywhere.
-    let most = 0.05 + 5.0 * ((backends - 1) as f64 / requests as f64).sqrt();
     assert!(
-        worst < most,
+        worst < 0.15,
         "{:.0} % off an even share: {answers:?}",
         worst * 100.0
     );
