@@ -61,6 +61,16 @@ enum Kind {
     Udp,
 }
 
+impl Kind {
+    /// Of the packet that answers the first one of a flow.
+    fn answered(self) -> Self {
+        match self {
+            Self::Udp => Self::Udp,
+            _ => Self::SynAck,
+        }
+    }
+}
+
 /// A packet from `from` to `to`, with 40 bytes of payload unless asked for others.
 #[derive(Clone, Copy, Debug)]
 struct Packet {

@@ -44,12 +44,7 @@ fn a_packet_out_of_a_tunnel_reaches_the_backend_and_is_answered_by_the_vip() -> 
                         let start = headers(&came);
                         assert_eq!(there.frame[start + 20..], came[start + 20..]);
 
-                        let back = if kind == Kind::Udp {
-                            kind
-                        } else {
-                            Kind::SynAck
-                        };
-                        let reply = answer(&there.frame, back).frame(both);
+                        let reply = answer(&there.frame, kind.answered()).frame(both);
                         let left = both.leave(&reply)?;
                         assert_eq!(left.verdict, Verdict::Rewritten);
                         assert_checksums(&left.frame);

@@ -88,12 +88,7 @@ fn a_backend_of_this_node_sees_the_client_and_the_client_sees_the_vip() -> Resul
             assert_eq!(there.frame[..14], came[..14], "as it came, on the link");
             assert_eq!(ttl(&there.frame), 64, "the stack takes the hop");
 
-            let kind = if kind == Kind::Udp {
-                kind
-            } else {
-                Kind::SynAck
-            };
-            let reply = answer(&there.frame, kind).frame(both);
+            let reply = answer(&there.frame, kind.answered()).frame(both);
             let back = both.leave(&reply)?;
             assert_eq!(back.verdict, Verdict::Rewritten);
             assert_checksums(&back.frame);

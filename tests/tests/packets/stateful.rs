@@ -128,12 +128,7 @@ fn nat_translates_there_and_back() -> Result<()> {
             };
             assert_eq!(ttl, 63);
 
-            let reply = if kind == Kind::Udp {
-                Kind::Udp
-            } else {
-                Kind::SynAck
-            };
-            let back = both.run(&answer(&there.frame, reply).frame(both))?;
+            let back = both.run(&answer(&there.frame, kind.answered()).frame(both))?;
             assert_checksums(&back.frame);
             let asked = packet(flow, port, kind);
             let (from, to) = ends(&back.frame);
