@@ -71,17 +71,21 @@ pub(crate) fn run() -> Outcome {
 }
 
 fn clippy() -> Result<bool> {
-    let mut command = cargo::cargo(["clippy", "--quiet", "--workspace"]);
-    // One is for the BPF target only, the other builds libFuzzer first.
-    command.args(["--exclude", "lb-ebpf", "--exclude", "lb-fuzz"]);
-    success(command.args(["--all-targets", "--", "-Dwarnings"]))
+    success(workspace("clippy").args(["--all-targets", "--", "-Dwarnings"]))
 }
 
 /// Links that lead nowhere.
 fn documentation() -> Result<bool> {
-    let mut command = cargo::cargo(["doc", "--quiet", "--no-deps", "--workspace"]);
+    let mut command = workspace("doc");
+    success(command.arg("--no-deps").env("RUSTDOCFLAGS", "-Dwarnings"))
+}
+
+/// A cargo command on all crates but those that this host builds by detours.
+fn workspace(verb: &str) -> Command {
+    let mut command = cargo::cargo([verb, "--quiet", "--workspace"]);
+    // One is for the BPF target only, the other builds libFuzzer first.
     command.args(["--exclude", "lb-ebpf", "--exclude", "lb-fuzz"]);
-    success(command.env("RUSTDOCFLAGS", "-Dwarnings"))
+    command
 }
 
 fn clippy_bpf() -> Result<bool> {

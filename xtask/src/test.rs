@@ -25,7 +25,7 @@ use steps::{Lane, Scope, Step};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Below 3 minutes: formatting, clippy, unit and property tests, packet cases with smaller counts
+    /// Below 3 minutes: formatting, clippy, links, unit and property tests, packet cases with smaller counts
     #[arg(long)]
     quick: bool,
     /// Run only tests whose name contains this, or the test file of this name; no other checks
