@@ -144,14 +144,17 @@ impl Space<'_> {
         Ok(self.pods(name, None)?.difference(&there).cloned().collect())
     }
 
-    /// Waits until a Deployment has as many pods, all ready.
+    /// Waits until a Deployment has as many pods, all ready: those that were told to end are gone.
     pub fn scale(&self, name: &str, replicas: usize) -> Result<()> {
-        let (deployment, replicas) = (
-            format!("deployment/{name}"),
-            format!("--replicas={replicas}"),
-        );
-        self.kubectl(&["scale", &deployment, &replicas])?;
-        self.settled(name)
+        let deployment = format!("deployment/{name}");
+        let wanted = format!("--replicas={replicas}");
+        self.kubectl(&["scale", &deployment, &wanted])?;
+        self.settled(name)?;
+        until(PATIENCE, || {
+            let pods = self.pods(name, None)?;
+            ensure!(pods.len() == replicas, "{name}: {pods:?}");
+            Ok(())
+        })
     }
 
     /// Waits for a Warning event about an object.
