@@ -225,17 +225,16 @@ fn command(boot: &Boot<'_>) -> Command {
         }
         None => Command::new("qemu-system-x86_64"),
     };
+    let (accelerator, cpu, own_words) = match boot.accelerator {
+        Accelerator::Kvm => ("kvm", "host", ""),
+        Accelerator::Tcg => ("tcg", EMULATED_CPU, SLOW_STRINGS_OFF),
+    };
     let words = format!(
-        "console=ttyS0 quiet mitigations=off panic=-1 net.ifnames=0 {}",
+        "console=ttyS0 quiet mitigations=off panic=-1 net.ifnames=0 {own_words} {}",
         boot.words
     );
-    match boot.accelerator {
-        Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
-        // Five levels of page tables cost time. Seen once with QEMU 7.2: 6.12 crashes in kmalloc behind its
-        // cmpxchg16b, with flags that cannot be.
-        Accelerator::Tcg => command.args(["-accel", "tcg", "-cpu", "max,la57=off,cx16=off"]),
-    };
     command
+        .args(["-accel", accelerator, "-cpu", cpu])
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args(["-no-reboot", "-m", &boot.memory_mib.to_string()])
         .arg("-kernel")
@@ -282,6 +281,15 @@ fn command(boot: &Boot<'_>) -> Command {
     }
     command
 }
+
+/// All that QEMU can emulate but what costs it time. Copies by string instructions go a byte at a time there (`erms`,
+/// `fsrm`): the verifier, which copies its state all the time, takes half as long by plain moves. Five levels of page
+/// tables, and the checks and switches of address spaces, are work at each access or system call. `cx16` is off since
+/// 6.12 once crashed in kmalloc behind its cmpxchg16b with QEMU 7.2, with flags that cannot be.
+const EMULATED_CPU: &str = "max,la57=off,cx16=off,erms=off,fsrm=off,smap=off,smep=off,pcid=off";
+
+/// Linux takes string instructions for fast (`rep_good`, bit 112 of its features) on every such CPU.
+const SLOW_STRINGS_OFF: &str = "clearcpuid=112";
 
 const OFFLOADS: [&str; 10] = [
     "csum",
