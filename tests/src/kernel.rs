@@ -70,6 +70,24 @@ pub const SMALL: Sizes<'static> = &[
 impl Kernel {
     /// Loads the programs with maps of these sizes, pinned under a folder named after the process and `name`.
     pub fn load(name: &str, sizes: Sizes<'_>) -> Result<Self> {
+        let mut kernel = Self::maps(name, sizes)?;
+        for program in PROGRAMS {
+            let program = kernel
+                .ebpf
+                .program_mut(program)
+                .ok_or_else(|| anyhow!("no {program}"))?;
+            match program {
+                aya::programs::Program::Xdp(program) => program.load()?,
+                aya::programs::Program::SchedClassifier(program) => program.load()?,
+                other => return Err(anyhow!("unexpected program {other:?}")),
+            }
+        }
+        link_programs(&mut kernel.ebpf)?;
+        Ok(kernel)
+    }
+
+    /// The same without the programs.
+    pub fn maps(name: &str, sizes: Sizes<'_>) -> Result<Self> {
         let folder = PathBuf::from(format!("/sys/fs/bpf/lb-test-{}-{name}", process::id()));
         fs::create_dir_all(&folder).context("bpffs at /sys/fs/bpf")?;
         let mut loader = EbpfLoader::new();
@@ -79,17 +97,6 @@ impl Kernel {
             loader.map_max_entries(map, *size);
         }
         let mut ebpf = loader.load(object())?;
-        for program in PROGRAMS {
-            let program = ebpf
-                .program_mut(program)
-                .ok_or_else(|| anyhow!("no {program}"))?;
-            match program {
-                aya::programs::Program::Xdp(program) => program.load()?,
-                aya::programs::Program::SchedClassifier(program) => program.load()?,
-                other => return Err(anyhow!("unexpected program {other:?}")),
-            }
-        }
-        link_programs(&mut ebpf)?;
         for (name, map) in ebpf.maps_mut() {
             if !name.starts_with('.') {
                 data(map)?.pin(folder.join(name))?;

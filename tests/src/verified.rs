@@ -25,7 +25,7 @@ const EXPECT_XDP: u64 = 37;
 /// `BPF_LOG_STATS`, since 5.2.
 const LOG_STATS: u64 = 4;
 
-/// Loads a program of ours once more, on the maps of `kernel`, and reads the verifier's summary.
+/// Loads a program of ours on the maps of `kernel`, and reads the verifier's summary.
 pub fn instructions(kernel: &mut Kernel, name: &str) -> Result<u32> {
     let mut fds: HashMap<String, RawFd> = HashMap::new();
     for (name, map) in kernel.ebpf.maps_mut() {

@@ -32,7 +32,7 @@ fn the_verifier_accepts_all_programs() -> Result<()> {
     if !is_root() {
         return Ok(());
     }
-    let mut kernel = Kernel::load("accepted", SMALL)?;
+    let mut kernel = Kernel::maps("accepted", SMALL)?;
     for name in PROGRAMS {
         let verified = verified::instructions(&mut kernel, name)?;
         eprintln!("verified {name} {verified}");
