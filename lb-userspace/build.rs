@@ -8,10 +8,16 @@
 
 use std::{
     env,
+    error::Error,
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+};
+
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
 };
 
 const TARGET: &str = "bpfel-unknown-none";
@@ -43,9 +49,33 @@ fn object() -> Result<PathBuf, String> {
         }
         None => build(&out_dir)?,
     };
-    let copy = out_dir.join("millrace-bpf.o");
-    fs::copy(&built, &copy).map_err(|e| format!("BPF object {}: {e}", built.display()))?;
-    Ok(copy)
+    let kept = out_dir.join("millrace-bpf.o");
+    copy_without_dwarf(&built, &kept)
+        .map_err(|e| format!("BPF object {}: {e}", built.display()))?;
+    Ok(kept)
+}
+
+/// What the kernel reads is BTF. DWARF, which BTF was made of, is two thirds of the object, and its relocations are what
+/// most of reading it is.
+fn copy_without_dwarf(from: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
+    let object = fs::read(from)?;
+    let mut object = Builder::read(&*object)?;
+    for section in &mut object.sections {
+        let name = section.name.strip_prefix(b".rel").unwrap_or(&section.name);
+        section.delete = name.starts_with(b".debug_");
+    }
+    // Symbols go with what they are in.
+    object.delete_orphans();
+    // LLVM has one table for the names of sections and symbols; what writes the copy wants two.
+    let names = object.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut copy = Vec::new();
+    object.write(&mut copy)?;
+    fs::write(to, copy)?;
+    Ok(())
 }
 
 fn build(out_dir: &Path) -> Result<PathBuf, String> {

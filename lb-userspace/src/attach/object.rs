@@ -14,9 +14,12 @@ use super::{AttachError, Options, layout::Layout, tc::Side, xdp};
 const TUNNEL: &str = "millrace_tunnel";
 const PROGRAMS: &str = "PROGRAMS";
 
+/// In one place: each use of a constant may have a copy of its own.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MILLRACE_BPF_OBJECT"));
+
 /// The object that the build script built.
 pub fn bytes() -> &'static [u8] {
-    aya::include_bytes_aligned!(env!("MILLRACE_BPF_OBJECT"))
+    OBJECT
 }
 
 /// Loads all programs that are wanted. Maps pinned in `folder` are used as they are: they must have been compared before.
