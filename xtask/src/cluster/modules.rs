@@ -104,7 +104,9 @@ impl Workshop {
         // Beside the place first: an interrupted build must not look like a program.
         let fresh = file.with_extension("new");
         let mut go = self.go(&wrapper);
-        go.args(["build", "-v", "-trimpath", "-ldflags", &flags(module), "-o"])
+        // What a debugger would want goes at the end anyway.
+        go.args(["build", "-v", "-trimpath", "-gcflags=all=-dwarf=false"])
+            .args(["-ldflags", &flags(module), "-o"])
             .arg(&fresh)
             .arg(package);
         compile(&mut go)?;
@@ -123,6 +125,8 @@ impl Workshop {
             .env("GOCACHE", self.folder.join("packages"))
             .env("GOWORK", "off")
             .env("CGO_ENABLED", "0")
+            // A compiler that collects less garbage takes more memory and a twentieth less time.
+            .env("GOGC", "400")
             .stdin(Stdio::null());
         go
     }
