@@ -72,7 +72,8 @@ pub(crate) fn build_binaries(packages: &[&str], profile: &str) -> Result<PathBuf
 }
 
 /// The agent and the harness, whose programs start each other.
-pub(crate) const BINARIES: [&str; 2] = ["lb-userspace", "lb-tests"];
+pub(crate) const BINARIES: [&str; 2] = ["lb-userspace", HARNESS];
+pub(crate) const HARNESS: &str = "lb-tests";
 
 /// Runs a program of the harness, built for release, with the release `millrace` named in `MILLRACE_BIN` and the folder
 /// of a cluster, if it is to have one, in `MILLRACE_CLUSTER`. Passes its exit code on.

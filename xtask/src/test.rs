@@ -17,7 +17,10 @@ use output::Tally;
 use std::{
     env,
     io::{self, Write as _},
+    iter,
     process::ExitCode,
+    ptr,
+    sync::{Mutex, PoisonError},
     thread,
     time::Instant,
 };
@@ -69,25 +72,39 @@ struct Done<'a> {
     tally: Tally,
 }
 
-/// Runs all steps; results come lane by lane.
+/// Runs all steps; results come lane by lane. A lane at its end takes from that of the namespaces, which has the most:
+/// tests there have names and folders of their own, so that they can run side by side.
 fn carry_out(steps: &[Step]) -> Result<Vec<Done<'_>>> {
     let of = |lane: Lane| steps.iter().filter(move |step| step.lane == lane);
     let mut done = of(Lane::Workspace).map(live).collect::<Result<Vec<_>>>()?;
-    let lanes = Lane::SIDE_BY_SIDE.map(|lane| of(lane).collect::<Vec<_>>());
-    let alone = lanes.iter().filter(|lane| !lane.is_empty()).count() < 2;
-    let run: fn(&Step) -> Result<Done<'_>> = if alone { live } else { whole };
+    let shared = Mutex::new(of(Lane::Namespaces));
+    let take = || shared.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let wanted = |lane: &Lane| of(*lane).next().is_some();
+    let lanes: Vec<_> = Lane::SIDE_BY_SIDE.into_iter().filter(wanted).collect();
+    let run: fn(&Step) -> Result<Done<'_>> = if lanes.len() < 2 { live } else { whole };
+    let lane = |lane: Lane| -> Result<Vec<_>> {
+        let own = of(lane).filter(|step| step.lane != Lane::Namespaces);
+        own.chain(iter::from_fn(take)).map(run).collect()
+    };
+    let lane = &lane;
     let lanes = thread::scope(|scope| {
-        let lanes = lanes.map(|lane| scope.spawn(move || lane.into_iter().map(run).collect()));
-        lanes.map(|lane| -> Result<Vec<_>> {
-            let Ok(done) = lane.join() else {
-                bail!("a thread that runs steps ended before them");
-            };
-            done
-        })
-    });
-    for lane in lanes {
-        done.extend(lane?);
-    }
+        let lanes: Vec<_> = lanes
+            .into_iter()
+            .map(|one| scope.spawn(move || lane(one)))
+            .collect();
+        lanes
+            .into_iter()
+            .map(|lane| -> Result<Vec<_>> {
+                let Ok(done) = lane.join() else {
+                    bail!("a thread that runs steps ended before them");
+                };
+                done
+            })
+            .collect::<Result<Vec<_>>>()
+    })?;
+    done.extend(lanes.into_iter().flatten());
+    let place = |one: &Done<'_>| steps.iter().position(|step| ptr::eq(step, one.step));
+    done.sort_by_key(|one| (one.step.lane, place(one)));
     Ok(done)
 }
 

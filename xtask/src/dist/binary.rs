@@ -1,7 +1,8 @@
 //! The static binary.
 //!
 //! Against glibc's archives, which every machine that links Rust programs has; musl's target is not part of a plain
-//! rustup installation. What a static glibc cannot do (name services, iconv, dlopen) the agent does not ask for.
+//! rustup installation. What a static glibc cannot do (name services, iconv, dlopen) the agent does not ask for. It is
+//! also what whole test runs and virtual machines run: they test what is given away, and it starts faster.
 
 use crate::cargo;
 use anyhow::{Context as _, Result, bail};
@@ -10,7 +11,12 @@ use std::{env, path::PathBuf, process::Command};
 /// Named, so that build scripts and macros stay dynamic.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-pub(super) fn build() -> Result<PathBuf> {
+/// Where [`build`] leaves it.
+pub(crate) fn file() -> Result<PathBuf> {
+    Ok(cargo::target_dir()?.join(TRIPLE).join("release/millrace"))
+}
+
+pub(crate) fn build() -> Result<PathBuf> {
     let mut flags = vec![
         "-Ctarget-feature=+crt-static".to_owned(),
         "-Cstrip=symbols".to_owned(),
@@ -35,7 +41,7 @@ pub(super) fn build() -> Result<PathBuf> {
     if !status.success() {
         bail!("the static binary does not build");
     }
-    Ok(cargo::target_dir()?.join(TRIPLE).join("release/millrace"))
+    file()
 }
 
 fn sysroot() -> Result<PathBuf> {

@@ -39,14 +39,14 @@ type Run = Box<dyn Fn(&mut dyn Write) -> Result<(bool, Tally)> + Send + Sync>;
 
 /// Steps of one lane run one after the other. Those of the first run before all others; then the lanes run side by side:
 /// most of what tests do is to wait.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Lane {
     /// Checks, builds and tests that take the processors whole.
     Workspace,
+    Machines,
+    Cluster,
     /// Namespaces of this kernel.
     Namespaces,
-    Cluster,
-    Machines,
 }
 
 impl Lane {
@@ -76,7 +76,12 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
         files.retain(|file| QUICK.contains(&file.as_str()));
     }
     let filter = scope.filter.filter(|_| named.is_none());
-    let millrace = cargo::target_dir()?.join("debug/millrace");
+    let whole = scope.filter.is_none() && !scope.quick;
+    let millrace = if whole {
+        dist::binary::file()?
+    } else {
+        cargo::target_dir()?.join("debug/millrace")
+    };
     let package = dist::file(REVISION)?;
     let cluster = cluster::folder(on_cluster::FOLDER)?;
     let tests = Tests {
@@ -86,7 +91,6 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
         quick: scope.quick,
         filter,
     };
-    let whole = scope.filter.is_none() && !scope.quick;
     let mut steps = Vec::new();
     if scope.filter.is_none() {
         let checks = lint::checks(scope.quick).into_iter();
@@ -101,7 +105,12 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
             &[],
         ));
     }
-    steps.push(Step::check("binaries", || Ok(binaries())));
+    let packages: &[_] = if whole {
+        &[cargo::HARNESS]
+    } else {
+        &cargo::BINARIES
+    };
+    steps.push(Step::check("binaries", || Ok(binaries(packages))));
     if whole {
         steps.push(Step::check("test binaries", test_binaries));
     }
@@ -109,11 +118,11 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
         steps.push(Step::check("making the package", || Ok(packed())));
     }
     if named.is_none() {
-        let target = ["--package", "lb-tests", "--lib", "--bins"];
+        let target = ["--package", cargo::HARNESS, "--lib", "--bins"];
         steps.push(tests.of("harness", Lane::Namespaces, &target, &SERIAL));
     }
     for file in files {
-        let target = ["--package", "lb-tests", "--test", &file];
+        let target = ["--package", cargo::HARNESS, "--test", &file];
         let of_file = tests.of(&file, Lane::Namespaces, &target, &SERIAL);
         let asked =
             file == on_cluster::FILE && filter.is_none_or(|filter| on_cluster::has(root, filter));
@@ -206,14 +215,14 @@ fn test_files(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// A build that fails is a failed step, not the end of the run.
-fn binaries() -> bool {
-    let built = cargo::build_binaries(&cargo::BINARIES, "dev");
+fn binaries(packages: &[&str]) -> bool {
+    let built = cargo::build_binaries(packages, "dev");
     built.inspect_err(|error| eprintln!("{error:#}")).is_ok()
 }
 
 /// All test files: no compiler is to run beside their tests.
 fn test_binaries() -> Result<bool> {
-    let mut command = cargo::cargo(["test", "--no-run", "--package", "lb-tests"]);
+    let mut command = cargo::cargo(["test", "--no-run", "--package", cargo::HARNESS]);
     Ok(command.status().context("cargo test")?.success())
 }
 

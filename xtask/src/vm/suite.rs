@@ -2,7 +2,7 @@
 
 use super::{image::Image, lab::Lab, machine::Machine};
 use crate::{
-    cargo,
+    cargo, dist,
     test::output::{Reader, Tally},
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -71,8 +71,9 @@ pub(super) fn image(work: &Path) -> Result<Image> {
     for program in PROGRAMS {
         image.program(program)?;
     }
-    let folder = cargo::build_binaries(&cargo::BINARIES, "dev")?;
-    for name in ["millrace", "peer", "far"] {
+    image.executable("/usr/bin/millrace", &dist::binary::build()?)?;
+    let folder = cargo::build_binaries(&[cargo::HARNESS], "dev")?;
+    for name in ["peer", "far"] {
         let small = strip(&folder.join(name), work, name)?;
         image.executable(&format!("/usr/bin/{name}"), &small)?;
     }
@@ -139,7 +140,7 @@ fn verified(line: &str) -> Option<(String, u32)> {
 /// Builds the test files; cargo names their binaries.
 fn test_binaries() -> Result<Vec<(String, PathBuf)>> {
     let mut command = cargo::cargo(["test", "--no-run", "--message-format=json"]);
-    command.args(["--package", "lb-tests"]);
+    command.args(["--package", cargo::HARNESS]);
     for file in &FILES {
         command.args(["--test", file.name]);
     }
