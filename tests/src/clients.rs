@@ -17,10 +17,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::netns::Netns;
+use crate::netns::{Netns, slowness};
 
 /// How long a client waits for a connection or an answer: several SYN retransmissions.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two requests of a client that goes on and on.
+const PACE: Duration = Duration::from_millis(10);
 
 /// For what should have come long ago.
 const BRIEFLY: Duration = Duration::from_millis(1);
@@ -137,14 +140,22 @@ pub fn http(client: &Netns, server: SocketAddr, count: usize, threads: usize) ->
     })
 }
 
-/// HTTP requests by `threads` clients for as long as `wanted` says so.
+/// Waits as clients do that go on for as long as something else takes: it needs the processors, too.
+pub fn pause() {
+    thread::sleep(PACE * slowness());
+}
+
+/// HTTP requests by `threads` clients for as long as `wanted` says so, with pauses between them.
 pub fn http_while(
     client: &Netns,
     server: SocketAddr,
     threads: usize,
     wanted: impl Fn() -> bool + Sync,
 ) -> Answers {
-    repeat(client, threads, |_| wanted().then(|| http_once(server)))
+    repeat(client, threads, |_| {
+        pause();
+        wanted().then(|| http_once(server))
+    })
 }
 
 /// `count` datagrams, each from a port of its own; every answer names a backend.

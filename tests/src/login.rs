@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    clients::Held,
+    clients::{self, Held},
     netns::{Netns, Process},
     servers::{self, SSH},
     topology::{Family, Topology},
@@ -56,7 +56,7 @@ impl Login {
         Ok(())
     }
 
-    /// Does something while the sessions are in use, without a pause; says how many rounds they had.
+    /// Does something while the sessions are in use all the time; says how many rounds they had.
     pub fn during<T: Send>(
         &mut self,
         work: impl FnOnce() -> Result<T> + Send,
@@ -73,6 +73,7 @@ impl Login {
                     if last {
                         return Ok(rounds);
                     }
+                    clients::pause();
                 }
             });
             let done = work();

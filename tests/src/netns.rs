@@ -250,7 +250,7 @@ impl Drop for Folder {
 
 /// How many times longer everything may take here than on the machine that the patience was measured on:
 /// `MILLRACE_SLOWNESS`, which is set where the CPU is an emulated one.
-fn slowness() -> u32 {
+pub(crate) fn slowness() -> u32 {
     std::env::var("MILLRACE_SLOWNESS").map_or(1, |text| text.parse().unwrap_or(1))
 }
 

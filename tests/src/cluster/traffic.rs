@@ -26,9 +26,6 @@ pub(super) const SHORTLY: Duration = Duration::from_secs(5);
 /// Silence that is long enough to be meant.
 pub(super) const SILENCE: Duration = Duration::from_millis(500);
 
-/// Between a client's requests under load: the two cores are for the cluster.
-const PACE: Duration = Duration::from_millis(10);
-
 /// Clients of one server that ask all the time: one may wait for what was lost while the next one comes.
 const LANES: usize = 4;
 
@@ -185,7 +182,7 @@ impl Cluster {
                 if http_get(server, "hostname", IMPATIENCE).is_ok() {
                     answered.push(Instant::now());
                 }
-                thread::sleep(PACE);
+                clients::pause();
             }
             answered
         };
@@ -220,10 +217,7 @@ impl Cluster {
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         let going = AtomicBool::new(true);
-        let wanted = || {
-            thread::sleep(PACE);
-            going.load(Ordering::Relaxed)
-        };
+        let wanted = || going.load(Ordering::Relaxed);
         let (done, answers) = thread::scope(|scope| {
             let clients: Vec<_> = servers
                 .iter()

@@ -279,6 +279,7 @@ fn round_trips(mut held: Held, wanted: impl Fn() -> bool) -> Result<()> {
         last = !wanted();
         broken.extend(held.round_trip());
         trips += 1;
+        clients::pause();
     }
     say(&format!(
         "{trips} round trips on {} connections",
