@@ -102,6 +102,11 @@ impl Cluster {
         fact.with_context(|| format!("the cluster's state has no {name}"))
     }
 
+    /// The mode of the kube-proxy beside our agents, as it calls it itself, or `none`.
+    pub fn kube_proxy(&self) -> Result<&str> {
+        self.fact("kube-proxy")
+    }
+
     /// A place's own address: `client`, `node1`, …
     pub fn address(&self, place: &str, v6: bool) -> Result<IpAddr> {
         let address = &self.state["places"][place]["addresses"][usize::from(v6)];

@@ -117,15 +117,15 @@ impl Cluster {
         Ok(Met::Answered(dialed.responses.into_iter().collect()))
     }
 
-    /// What a pod meets that asks so many times.
+    /// What a pod meets that asks so many times. Its node brings it the question: beyond the nodes not every CNI has a route
+    /// to pods.
     fn dialed(&self, pod: &Pod, server: SocketAddr, tries: usize) -> Result<Dialed> {
         let own = SocketAddr::new(pod.addresses[usize::from(server.is_ipv6())], PORT);
         let (host, port) = (server.ip(), server.port());
         let question =
             format!("dial?host={host}&port={port}&protocol=http&request=hostname&tries={tries}");
-        let answer = self
-            .client
-            .enter(|| http_get(own, &question, SILENCE_INSIDE))?;
+        let node = self.place(&pod.node)?;
+        let answer = node.enter(|| http_get(own, &question, SILENCE_INSIDE))?;
         serde_json::from_str(&answer).context(answer)
     }
 }

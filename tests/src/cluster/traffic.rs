@@ -266,10 +266,18 @@ impl Datagrams {
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
-    /// A large question, and what is said to it.
+    /// A large question, and what is said to it. A client that learns instead of a smaller MTU, which pods of an overlay
+    /// have, asks again.
     pub fn exchange(&self, question: &[u8]) -> Result<Vec<u8>> {
         self.send(question)?;
-        self.answer()
+        let answer = self.answer();
+        let error = answer.as_ref().err();
+        let error = error.and_then(|error| error.downcast_ref::<io::Error>());
+        if error.and_then(io::Error::raw_os_error) == Some(libc::EMSGSIZE) {
+            self.send(question)?;
+            return self.answer();
+        }
+        answer
     }
 
     /// What comes back, if it comes shortly.
