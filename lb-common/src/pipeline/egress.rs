@@ -24,6 +24,17 @@ pub(crate) struct Exit {
     pub(crate) mtu: u32,
 }
 
+/// Whether the packet still fits its way when it is longer by `room` bytes. What reaches tc was seen to fit in the driver,
+/// and may be several packets in one by now.
+#[inline(always)]
+pub(crate) fn has_room<A: Layout, T: Tables>(
+    path: &Path<'_, T>,
+    scratch: &FamilyScratch<A>,
+    room: u32,
+) -> bool {
+    path.tables.home() != Home::Xdp || u32::from(scratch.parsed.length) + room <= scratch.exit.mtu
+}
+
 /// Sets `scratch.exit` to the way to a backend: the agent's next-hop table, else the kernel's routes. In XDP a way that
 /// it cannot go is [`Reason::HandedUp`]: the packet, still unchanged, goes up to the tc program.
 #[inline(always)]

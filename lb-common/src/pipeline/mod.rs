@@ -12,6 +12,7 @@ mod elsewhere;
 mod encap;
 mod flows;
 mod fragment;
+mod header;
 mod icmp;
 mod leaving;
 mod local;

@@ -1,20 +1,18 @@
 //! Answers of our own: RST to TCP, port unreachable to UDP, from the VIP, back the way the packet came. All share one
 //! budget per CPU, and none is longer than what it answers plus the headers that make it an answer.
 
-use network_types::ip::Ipv6Hdr;
-
 use super::{
-    FamilyScratch, Path, Verdict, encap,
+    FamilyScratch, Path, Verdict,
+    header::Header,
     parse::{
-        ICMP, ICMP_LEN, ICMPV6, IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout, Parsed, TCP, TCP_LEN,
-        UDP_LEN, tcp_flag,
+        ICMP, ICMP_LEN, ICMPV6, IPV4_LEN, IPV6_LEN, Layout, Parsed, TCP, TCP_LEN, UDP_LEN, tcp_flag,
     },
 };
 use crate::{
     abi::Reason,
-    bytes::{Address, V4, V6},
+    bytes::Address,
     checksum::Delta,
-    packet::{Packet, Typed},
+    packet::Packet,
     tables::{Home, Tables},
 };
 
@@ -91,32 +89,15 @@ pub(crate) fn headers<A: Layout, P: Packet>(
 ) -> Option<()> {
     let link = parsed.link.length;
     let tuple = parsed.tuple.reversed();
-    let written = if A::VERSION == 4 {
-        let (source, to) = (V4(tuple.source.word(0)), V4(tuple.destination.word(0)));
-        packet.write(
-            link - 2,
-            &Typed {
-                ether_type: IPV4,
-                header: encap::outer4(source, to, 0, payload + IPV4_LEN as u16, protocol),
-            },
-        )
-    } else {
-        let header = Ipv6Hdr {
-            vcf: [0x60, 0, 0, 0],
-            payload_len: payload.to_be_bytes(),
-            next_hdr: protocol,
-            hop_limit: 64,
-            src_addr: V6::from_addr(&tuple.source.to_addr()).to_bytes(),
-            dst_addr: V6::from_addr(&tuple.destination.to_addr()).to_bytes(),
-        };
-        packet.write(
-            link - 2,
-            &Typed {
-                ether_type: IPV6,
-                header,
-            },
-        )
+    let header = Header {
+        source: tuple.source.to_addr(),
+        destination: tuple.destination.to_addr(),
+        tos: 0,
+        label: 0,
+        protocol,
+        payload,
     };
+    let written = header.write(packet, link, A::VERSION == 4);
     (written && packet.write(0, parsed.link.macs.swapped().as_header())).then_some(())
 }
 

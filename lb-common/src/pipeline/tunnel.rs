@@ -10,22 +10,20 @@
 //!   4 or 16         target address
 //! ```
 
-use network_types::ip::Ipv6Hdr;
-
 use super::{
-    FamilyScratch, Path, Step, Verdict, classify, elsewhere,
-    encap::{OUTER_TTL, outer4},
+    FamilyScratch, Path, Step, Verdict, classify, egress, elsewhere,
     fragment::{FIRST, FOLLOW},
+    header::Header,
     parse::{self, IPV4, IPV4_LEN, IPV6, IPV6_LEN, Layout, Odd, UDP, UDP_LEN},
     probe, select,
     steer::{CHOSEN, Chosen, STEER},
 };
 use crate::{
     abi::{Backend, Reason, TargetKey, Tunnel},
-    bytes::{Addr, Address as _, Be16, V4, V6},
+    bytes::{Addr, Address as _, Be16, V4},
     hash,
-    packet::{Packet, Shell, Typed},
-    tables::{Budget, FamilyTables, Home, Tables},
+    packet::{Packet, Shell},
+    tables::{Budget, FamilyTables, Tables},
 };
 
 /// Bytes of Geneve's fixed header, of an option's, and of ours in front of the target's address.
@@ -132,8 +130,7 @@ pub(crate) fn wrap<A: Layout, P: Packet, T: Tables>(
     let inner_v4 = A::VERSION == 4;
     let outer_v4 = backend.address.is_v4();
     let room = room(outer_v4, inner_v4);
-    // What reaches tc was seen to fit in the driver, and may be several packets in one by now.
-    if path.tables.home() == Home::Xdp && u32::from(parsed.length) + room > scratch.exit.mtu {
+    if !egress::has_room(path, scratch, room) {
         return Err(Reason::TooBig);
     }
     if backend.target.is_v4() != inner_v4 {
@@ -170,28 +167,15 @@ pub(crate) fn wrap<A: Layout, P: Packet, T: Tables>(
         kind,
         tag: tag.to_le(),
     };
-    let written = if outer_v4 {
-        let header = outer4(
-            V4::from_addr(&backend.source),
-            V4::from_addr(&backend.address),
-            parsed.tos,
-            datagram + IPV4_LEN as u16,
-            UDP,
-        );
-        let ether_type = IPV4;
-        packet.write(link - 2, &Typed { ether_type, header })
-    } else {
-        let header = Ipv6Hdr {
-            vcf: (6 << 28 | u32::from(parsed.tos) << 20 | (hash >> 44) as u32).to_be_bytes(),
-            payload_len: datagram.to_be_bytes(),
-            next_hdr: UDP,
-            hop_limit: OUTER_TTL,
-            src_addr: V6::from_addr(&backend.source).to_bytes(),
-            dst_addr: V6::from_addr(&backend.address).to_bytes(),
-        };
-        let ether_type = IPV6;
-        packet.write(link - 2, &Typed { ether_type, header })
+    let header = Header {
+        source: backend.source,
+        destination: backend.address,
+        tos: parsed.tos,
+        label: (hash >> 44) as u32,
+        protocol: UDP,
+        payload: datagram,
     };
+    let written = header.write(packet, link, outer_v4);
     let at = link + outer;
     let behind = at + UDP_LEN + GENEVE + OPTION + FIXED;
     let named = if inner_v4 {
