@@ -17,6 +17,8 @@ mod edits;
 mod explain;
 #[path = "cluster/flows.rs"]
 mod flows;
+#[path = "cluster/forgotten.rs"]
+mod forgotten;
 #[path = "cluster/frontends.rs"]
 mod frontends;
 #[path = "cluster/garbage.rs"]

@@ -110,8 +110,7 @@ impl Caller {
 impl Call {
     /// What the server in the pod says to `GET /path`: `hostname`, `clientip`, …
     pub fn get(&mut self, path: &str) -> Result<String> {
-        let request = format!("GET /{path} HTTP/1.1\r\nHost: who.test\r\n\r\n");
-        self.stream.get_mut().write_all(request.as_bytes())?;
+        self.ask(path, "keep-alive")?;
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             let read = self.stream.read_line(&mut head)?;
@@ -125,6 +124,24 @@ impl Call {
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body)?;
         Ok(String::from_utf8(body)?)
+    }
+
+    /// A question behind whose answer the server closes the connection.
+    pub fn ask_last(&mut self, path: &str) -> Result<()> {
+        self.ask(path, "close")
+    }
+
+    /// All that comes, head and body.
+    pub fn rest(mut self) -> Result<String> {
+        let mut all = String::new();
+        self.stream.read_to_string(&mut all)?;
+        Ok(all)
+    }
+
+    fn ask(&mut self, path: &str, connection: &str) -> Result<()> {
+        let request =
+            format!("GET /{path} HTTP/1.1\r\nHost: who.test\r\nConnection: {connection}\r\n\r\n");
+        Ok(self.stream.get_mut().write_all(request.as_bytes())?)
     }
 
     /// Whom the pod takes for its client.

@@ -63,10 +63,7 @@ impl Cluster {
         let untranslated = ["--orig-dst", &vip, "--reply-src", &vip];
         for node in self.nodes()? {
             let mut delete = self.conntrack(&node, "--delete", v6)?;
-            let output = delete.args(untranslated).output()?;
-            // 1: there are none.
-            let done = matches!(output.status.code(), Some(0 | 1));
-            ensure!(done, "{node}: {}", String::from_utf8_lossy(&output.stderr));
+            delete_all(delete.args(untranslated)).context(node)?;
         }
         Ok(())
     }
@@ -81,12 +78,29 @@ impl Cluster {
 
     /// Open connections over TCP from a client's port, as a node's connection tracking has them.
     pub fn tracked(&self, node: &str, from: SocketAddr) -> Result<Vec<Tracked>> {
+        self.open(node, from, ["--orig-src", "--orig-port-src"])
+    }
+
+    /// The same of connections to his port.
+    pub fn tracked_to(&self, node: &str, to: SocketAddr) -> Result<Vec<Tracked>> {
+        self.open(node, to, ["--orig-dst", "--orig-port-dst"])
+    }
+
+    /// `end`: what it is called of a connection.
+    fn open(&self, node: &str, client: SocketAddr, end: [&str; 2]) -> Result<Vec<Tracked>> {
+        let (address, port) = (client.ip().to_string(), client.port().to_string());
+        let mut dump = self.conntrack(node, "--dump", client.is_ipv6())?;
+        let open = ["--proto", "tcp", "--state", "ESTABLISHED"];
+        let listed = run(dump.args(open).args([end[0], &address, end[1], &port]))?;
+        listed.lines().map(Tracked::read).collect()
+    }
+
+    /// Makes a node forget a client's connection over TCP.
+    pub fn forget(&self, node: &str, from: SocketAddr) -> Result<()> {
         let (address, port) = (from.ip().to_string(), from.port().to_string());
         let of = ["--orig-src", &address, "--orig-port-src", &port];
-        let mut dump = self.conntrack(node, "--dump", from.is_ipv6())?;
-        let open = ["--proto", "tcp", "--state", "ESTABLISHED"];
-        let listed = run(dump.args(open).args(of))?;
-        listed.lines().map(Tracked::read).collect()
+        let mut delete = self.conntrack(node, "--delete", from.is_ipv6())?;
+        delete_all(delete.args(["--proto", "tcp"]).args(of))
     }
 
     /// BPF programs at interfaces, and pins: what someone who removed everything of his leaves as it was.
@@ -122,6 +136,15 @@ impl Cluster {
             self.kubectl(&["get", "--raw=/readyz"]).map(drop)
         })
     }
+}
+
+/// `conntrack --delete`, where there may be nothing to delete.
+fn delete_all(delete: &mut Command) -> Result<()> {
+    let output = delete.output()?;
+    // 1: there are none.
+    let done = matches!(output.status.code(), Some(0 | 1));
+    ensure!(done, "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 /// What connection tracking knows of a connection: each way's source and destination.
