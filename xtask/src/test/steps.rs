@@ -61,6 +61,9 @@ pub(super) struct Scope<'a> {
 /// Test files of `tests/tests/` that a quick run keeps: packets only, in memory and through the kernel.
 const QUICK: [&str; 2] = ["agreement", "packets"];
 
+/// The one that takes longest, and mostly waits: begun first, others fill its pauses.
+const LONGEST: &str = "safety";
+
 /// The oldest kernel that we promise to run on, and a new one.
 const KERNELS: [&str; 2] = ["5.10", NEWEST];
 const NEWEST: &str = "6.12";
@@ -75,6 +78,7 @@ pub(super) fn plan(root: &Path, scope: &Scope<'_>) -> Result<Vec<Step>> {
     } else if scope.quick {
         files.retain(|file| QUICK.contains(&file.as_str()));
     }
+    files.sort_by_key(|file| file != LONGEST);
     let filter = scope.filter.filter(|_| named.is_none());
     let whole = scope.filter.is_none() && !scope.quick;
     let millrace = if whole {
