@@ -64,6 +64,8 @@ struct Figures {
     changes: u64,
     /// Upper bounds of time in seconds, each with the share of changes that took as long at most.
     shares: Vec<(f64, f64)>,
+    /// Time in milliseconds until the API server has answered who writes: of half of the changes, and of 99 %.
+    answered_ms: [f64; 2],
     /// Of one processor: with nothing to do, and at [`RATE`] changes per second.
     idle_percent: f64,
     busy_percent: f64,
@@ -90,9 +92,16 @@ fn measure(cluster: &Cluster, agents: &Agents<'_>) -> Result<Figures> {
     })?;
     let full_kib = agents.anonymous_kib(NODE)?;
     let before = Counts::of(agents)?;
+    let mut answered = Vec::new();
     let busy_percent = share(agents, || {
-        cluster.with_client(async |client| write(&client, &space).await)
+        answered = cluster.with_client(async |client| write(&client, &space).await)?;
+        Ok(())
     })?;
+    answered.sort_unstable();
+    let answered_ms = [50, 99].map(|percent| {
+        let at = answered.len() * percent / 100;
+        answered[at].as_secs_f64() * 1e3
+    });
     let wanted = u64::from(RATE * SECONDS);
     let after = until(PATIENCE, || {
         let after = Counts::of(agents)?;
@@ -106,6 +115,7 @@ fn measure(cluster: &Cluster, agents: &Agents<'_>) -> Result<Figures> {
         endpoints: ENDPOINTS,
         changes: after.all - before.all,
         shares: after.shares_since(&before),
+        answered_ms,
         idle_percent,
         busy_percent,
         empty_kib,
@@ -181,15 +191,17 @@ async fn load(client: &Client, space: &Space<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Writes slices at [`RATE`], each with the time at which that begins.
-async fn write(client: &Client, space: &Space<'_>) -> Result<()> {
+/// Writes slices at [`RATE`], each with the time at which that begins. How long each answer took.
+async fn write(client: &Client, space: &Space<'_>) -> Result<Vec<Duration>> {
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), &space.name);
     let mut random = Random::new();
+    let mut answered = Vec::new();
     let mut due = interval(Duration::from_secs(1) / RATE);
     due.set_missed_tick_behavior(MissedTickBehavior::Burst);
     for change in 1..=RATE * SECONDS {
         due.tick().await;
         let number = random.below(SERVICES);
+        let begin = Instant::now();
         let trigger = Timestamp::now().to_string();
         let patch = json!({
             "metadata": {"annotations": {"endpoints.kubernetes.io/last-change-trigger-time": trigger}},
@@ -198,8 +210,9 @@ async fn write(client: &Client, space: &Space<'_>) -> Result<()> {
         slices
             .patch(&name(number), &PatchParams::default(), &Patch::Merge(patch))
             .await?;
+        answered.push(begin.elapsed());
     }
-    Ok(())
+    Ok(answered)
 }
 
 fn name(number: u32) -> String {
@@ -240,6 +253,12 @@ impl Figures {
             )
             .ok();
         }
+        let [half, most] = self.answered_ms;
+        writeln!(
+            table,
+            "until the API server has answered the writer: {half:.1} ms (p50), {most:.1} ms (p99)"
+        )
+        .ok();
         writeln!(
             table,
             "of a processor: {:.1} % meanwhile, {:.2} % with nothing to do\n\
