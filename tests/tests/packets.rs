@@ -32,6 +32,8 @@ mod mss;
 mod mtu;
 #[path = "packets/odd.rs"]
 mod odd;
+#[path = "packets/ports.rs"]
+mod ports;
 #[path = "packets/probe.rs"]
 mod probe;
 #[path = "packets/stateful.rs"]

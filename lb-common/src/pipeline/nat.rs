@@ -282,18 +282,15 @@ fn begin<A: Layout, T: Tables + FamilyTables<A>>(
         return Reason::Inconsistent as u64;
     }
     let size = last - first + 1;
-    let hash = hash::flow(&settings.hash_key, &scratch.parsed.tuple);
-    let mut at = ((hash >> 32) * u64::from(size) >> 32) as u32;
-    // A distance of the flow's own: with one for all, taken ports grow together, and a flood of SYNs exhausts a backend
-    // whose ports are mostly free.
-    let stride = 1 + ((hash & 0xffff_ffff) * u64::from(size - 1) >> 32) as u32;
+    // Draws of a flow's own (Knuth's generator MMIX, of which the upper half is used): with a distance for all, taken
+    // ports grow together; with one that divides the range, a flow comes back to the few ports it has seen.
+    let mut draw = hash::flow(&settings.hash_key, &scratch.parsed.tuple);
     let port = |_: &Tuple<A>, _| {
-        let port = Be16::new((first + at) as u16);
-        at += stride;
-        if at >= size {
-            at = if at - size < size { at - size } else { 0 };
-        }
-        port
+        let at = (draw >> 32) * u64::from(size) >> 32;
+        draw = draw
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        Be16::new((first + at as u32) as u16)
     };
     ports::enter(path, scratch, now, PROBES, Reason::PortsExhausted, port)
 }

@@ -1,7 +1,6 @@
 //! `nat`: both directions, half-open flows, what is lost and found.
 
 use std::{
-    collections::BTreeSet,
     hash::Hash,
     net::{IpAddr, SocketAddr},
     path::Path,
@@ -225,37 +224,6 @@ fn a_syn_begins_anew_only_after_both_ends_closed() -> Result<()> {
 }
 
 #[test]
-fn the_port_of_a_closed_flow_rests_while_another_is_free() -> Result<()> {
-    with_both(|both| {
-        let mut settings = both.settings;
-        // Two ports: 61000 and 61001.
-        settings.nat_ports = 0xee49_ee48;
-        both.set(settings)?;
-        let (port, there) = establish(both, V4, 5500)?;
-        both.run(&packet(V4, port, Kind::Fin).frame(both))?;
-        both.run(&answer(&there.frame, Kind::Fin).frame(both))?;
-        let resting = ends(&there.frame).0.port();
-        let mut taken = Vec::new();
-        for port in port + 1..port + 200 {
-            let next = both.run(&packet(V4, port, Kind::Syn).frame(both))?;
-            if next.backend() != there.backend() {
-                continue;
-            }
-            match next.reason() {
-                Some(reason) => {
-                    assert_eq!(reason, Reason::PortsExhausted);
-                    break;
-                }
-                None => taken.push(ends(&next.frame).0.port()),
-            }
-        }
-        // Better a port in TIME-WAIT than none, but only then.
-        assert_eq!(taken, [61_001 - (resting - 61_000), resting]);
-        Ok(())
-    })
-}
-
-#[test]
 fn the_clients_half_is_found_again_when_lost() -> Result<()> {
     with_both(|both| {
         for (flow, port) in [(V4, 6000), (V6, 6500)] {
@@ -359,23 +327,4 @@ where
         map.remove(key).context("the kernel has the entry, too")?;
     }
     Ok(keys.len())
-}
-
-#[test]
-fn no_free_port_is_a_counted_drop() -> Result<()> {
-    with_both(|both| {
-        let mut settings = both.settings;
-        // Four ports: 61000 to 61003.
-        settings.nat_ports = 0xee4b_ee48;
-        both.set(settings)?;
-        let mut reasons = BTreeSet::new();
-        for port in 9000..9200 {
-            reasons.insert(both.run(&packet(V4, port, Kind::Syn).frame(both))?.reason());
-        }
-        assert!(
-            reasons.contains(&Some(Reason::PortsExhausted)),
-            "{reasons:?}"
-        );
-        Ok(())
-    })
 }
