@@ -270,7 +270,8 @@ impl Node {
         let mut ops = Vec::new();
         self.planner.all(&Desired { services }, &mut ops)?;
         self.apply(&ops)?;
-        self.netns.enter(|| attach::replies::write(&answering))?;
+        self.netns
+            .enter(|| attach::replies::write(&mut attach::Nft::default(), &answering))?;
         Ok(())
     }
 

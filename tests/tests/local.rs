@@ -16,7 +16,7 @@ use lb_tests::{
     netns::{Netns, until},
     node::{CLIENTS, Node, PODS, PORT, Place, TARGET, VIPS},
 };
-use lb_userspace::attach::{TcChoice, replies};
+use lb_userspace::attach::{Nft, TcChoice, replies};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -241,7 +241,10 @@ fn replies_of_forgotten_connections_keep_their_source() -> Result<()> {
             assert_eq!(came, *b"first");
         }
         // What it is like without.
-        ensure!(node.netns.enter(replies::remove)?, "the table was there");
+        ensure!(
+            node.netns.enter(|| replies::remove(&mut Nft::default()))?,
+            "the table was there"
+        );
         let pod = pod_udp(node, 0, 0)?;
         let asking = client_udp(node, 0, 0)?;
         asking.send_to(b"hello", vip(0))?;
@@ -250,7 +253,10 @@ fn replies_of_forgotten_connections_keep_their_source() -> Result<()> {
         pod.send_to(b"first", seen)?;
         let (_, from) = receive(&asking)?;
         assert_eq!(from.ip(), "198.51.100.1".parse::<IpAddr>()?, "the node's");
-        ensure!(!node.netns.enter(replies::remove)?, "no table is left");
+        ensure!(
+            !node.netns.enter(|| replies::remove(&mut Nft::default()))?,
+            "no table is left"
+        );
         Ok(())
     })
 }
@@ -389,7 +395,10 @@ fn bypass_hands_new_connections_over_and_takes_the_chain_away() -> Result<()> {
             exchange(&node.clients[0], vip(family), 1000)?;
         }
         assert_eq!(node.forwarded()?, [0; 2]);
-        ensure!(!node.netns.enter(replies::remove)?, "the chain is gone");
+        ensure!(
+            !node.netns.enter(|| replies::remove(&mut Nft::default()))?,
+            "the chain is gone"
+        );
         Ok(())
     })
 }
@@ -415,7 +424,8 @@ fn the_chain_is_what_it_is_said_to_be() -> Result<()> {
         }
         let added = BTreeSet::from([(socket("10.244.1.99", 53), 17)]);
         let removed = BTreeSet::from([(target(0, 0), 6)]);
-        node.netns.enter(|| replies::change(&added, &removed))?;
+        node.netns
+            .enter(|| replies::change(&mut Nft::default(), &added, &removed))?;
         let shown = listed()?;
         ensure!(shown.contains("10.244.1.99 . udp . 53"), "{shown}");
         ensure!(!shown.contains("10.244.1.11 . tcp"), "{shown}");

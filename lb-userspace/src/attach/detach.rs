@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, io::ErrorKind, path::Path};
 use super::{
     AttachError, Undone, fit,
     lock::Lock,
-    lock_file, multicast, netlink,
+    lock_file, multicast, netlink, nft,
     pins::{Home, Root},
     replies, run_folder, tc, undo,
 };
@@ -80,7 +80,8 @@ pub fn detach(
         root.remove_if_empty()
             .map_err(AttachError::system(pin_root.display().to_string()))?;
     }
-    replies::remove().map_err(AttachError::system("nftables: table inet millrace"))?;
+    replies::remove(&mut nft::Nft::default())
+        .map_err(AttachError::system("nftables: table inet millrace"))?;
     multicast::forget(&run_folder)?;
     lock.remove()
         .and_then(|()| std::fs::remove_dir(&run_folder))

@@ -40,6 +40,7 @@ pub use self::{
     installation::{Installation, Replaces},
     look::{Inspected, Seen, SeenInterface, inspect, look},
     mend::{Mend, Undone, mend, undo},
+    nft::Nft,
     nic::{Fault, Nic},
     object::{bytes as object, link as link_programs},
     pins::is_bpf_filesystem,

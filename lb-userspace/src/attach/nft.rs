@@ -1,6 +1,9 @@
 //! nftables by netlink, as much of it as one table needs: no `nft` program is asked for, an image may have none.
 //!
 //! Attributes and numbers: `linux/netfilter/nf_tables.h`. Everything in one batch happens in one step or not at all.
+//!
+//! A connection is kept for what is to come: when one is closed the kernel first frees what batches have taken away, and
+//! waits for that, a grace period long (the kernel's `nft_rcv_nl_event`).
 
 use std::io;
 
@@ -108,30 +111,64 @@ impl Batch {
     ///
     /// # Errors
     /// The kernel's, of the first message that it refuses: nothing is changed then. EPERM without `CAP_NET_ADMIN`.
-    pub(super) fn commit(mut self) -> io::Result<()> {
+    pub(super) fn commit(mut self, nft: &mut Nft) -> io::Result<()> {
         // Refusals come unasked, in the order of the messages; the last one's number comes in any case.
         let at = self.last + 6;
         let flags = u16::from_ne_bytes([self.bytes[at], self.bytes[at + 1]]) | ACK;
         self.bytes[at..at + 2].copy_from_slice(&flags.to_ne_bytes());
         self.put(BATCH_END, 0, UNSPECIFIED, SUBSYSTEM, &Attributes::default());
-        ask(&self.bytes).map(drop)
+        nft.ask(&self.bytes)
     }
 }
 
-/// Whether this `inet` table is there. A kernel without nftables has none.
-pub(super) fn has_table(name: &str) -> io::Result<bool> {
-    let mut bytes = Vec::new();
-    let table = Attributes::default().text(1, name);
-    put(&mut bytes, SUBSYSTEM << 8 | GET_TABLE, 0, INET, 0, &table);
-    match ask(&bytes) {
-        Ok(()) => Ok(true),
-        Err(error) => match error.raw_os_error() {
-            Some(libc::ENOENT | libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => {
-                Ok(false)
-            }
-            _ => Err(error),
-        },
+/// The kernel's nftables, asked in the network namespace of the thread that asks first.
+#[derive(Default, Debug)]
+pub struct Nft(Option<Socket>);
+
+impl Nft {
+    /// Whether this `inet` table is there. A kernel without nftables has none.
+    pub(super) fn has_table(&mut self, name: &str) -> io::Result<bool> {
+        let mut bytes = Vec::new();
+        let table = Attributes::default().text(1, name);
+        put(&mut bytes, SUBSYSTEM << 8 | GET_TABLE, 0, INET, 0, &table);
+        match self.ask(&bytes) {
+            Ok(()) => Ok(true),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT | libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => {
+                    Ok(false)
+                }
+                _ => Err(error),
+            },
+        }
     }
+
+    /// Sends, and waits for the first answer: an error number, or what was asked for. A refusal may have others behind it,
+    /// which are no answers to what comes next: the connection ends with it.
+    fn ask(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let socket = match self.0.take() {
+            Some(socket) => socket,
+            None => connect()?,
+        };
+        socket.send(bytes, 0)?;
+        let (answer, _) = socket.recv_from_full()?;
+        let kind = answer.get(4..6).and_then(|kind| kind.first_chunk());
+        if kind.map(|kind| u16::from_ne_bytes(*kind)) == Some(ERROR) {
+            let code = answer.get(16..20).and_then(|code| code.first_chunk());
+            match code.map_or(-libc::EIO, |code| i32::from_ne_bytes(*code)) {
+                0 => {}
+                code => return Err(io::Error::from_raw_os_error(-code)),
+            }
+        }
+        self.0 = Some(socket);
+        Ok(())
+    }
+}
+
+fn connect() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
 }
 
 /// struct nlmsghdr, struct nfgenmsg, attributes.
@@ -152,22 +189,4 @@ fn put(
     bytes.extend([family, 0]);
     bytes.extend(resource.to_be_bytes());
     bytes.extend(&attributes.0);
-}
-
-/// Sends, and waits for the first answer: an error number, or what was asked for.
-fn ask(bytes: &[u8]) -> io::Result<()> {
-    let mut socket = Socket::new(NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(bytes, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let kind = answer.get(4..6).and_then(|kind| kind.first_chunk());
-    if kind.map(|kind| u16::from_ne_bytes(*kind)) != Some(ERROR) {
-        return Ok(());
-    }
-    let code = answer.get(16..20).and_then(|code| code.first_chunk());
-    match code.map_or(-libc::EIO, |code| i32::from_ne_bytes(*code)) {
-        0 => Ok(()),
-        code => Err(io::Error::from_raw_os_error(-code)),
-    }
 }

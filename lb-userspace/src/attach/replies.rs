@@ -24,7 +24,7 @@ use std::{
 
 use super::nft::{
     Attributes, Batch, DELETE_ELEMENTS, DELETE_TABLE, NEW_CHAIN, NEW_ELEMENTS, NEW_RULE, NEW_SET,
-    NEW_TABLE, has_table,
+    NEW_TABLE, Nft,
 };
 
 const TABLE: &str = "millrace";
@@ -78,7 +78,7 @@ const V6: Family = Family {
 ///
 /// # Errors
 /// The kernel's: nothing is changed then. EPERM without `CAP_NET_ADMIN`; ENOENT or EOPNOTSUPP without nftables.
-pub fn write(backends: &BTreeSet<Answering>) -> io::Result<()> {
+pub fn write(nft: &mut Nft, backends: &BTreeSet<Answering>) -> io::Result<()> {
     let mut batch = Batch::new();
     let table = Attributes::default().text(1, TABLE);
     // To delete it, it must be there.
@@ -110,45 +110,49 @@ pub fn write(backends: &BTreeSet<Answering>) -> io::Result<()> {
             .nested(4, &rule(family));
         batch.push(NEW_RULE, &rule);
     }
-    batch.commit()?;
-    change(backends, &BTreeSet::new())
+    batch.commit(nft)?;
+    change(nft, backends, &BTreeSet::new())
 }
 
 /// Adds and removes backends.
 ///
 /// # Errors
 /// As [`write()`]; ENOENT if the table is gone.
-pub fn change(added: &BTreeSet<Answering>, removed: &BTreeSet<Answering>) -> io::Result<()> {
-    elements(NEW_ELEMENTS, added)?;
-    elements(DELETE_ELEMENTS, removed)
+pub fn change(
+    nft: &mut Nft,
+    added: &BTreeSet<Answering>,
+    removed: &BTreeSet<Answering>,
+) -> io::Result<()> {
+    elements(nft, NEW_ELEMENTS, added)?;
+    elements(nft, DELETE_ELEMENTS, removed)
 }
 
 /// Whether the table is there.
 ///
 /// # Errors
 /// The kernel's.
-pub fn are_kept() -> io::Result<bool> {
-    has_table(TABLE)
+pub fn are_kept(nft: &mut Nft) -> io::Result<bool> {
+    nft.has_table(TABLE)
 }
 
 /// Removes the table; says whether it was there.
 ///
 /// # Errors
 /// The kernel's.
-pub fn remove() -> io::Result<bool> {
-    if !are_kept()? {
+pub fn remove(nft: &mut Nft) -> io::Result<bool> {
+    if !are_kept(nft)? {
         return Ok(false);
     }
     let mut batch = Batch::new();
     batch.push(DELETE_TABLE, &Attributes::default().text(1, TABLE));
-    match batch.commit() {
+    match batch.commit(nft) {
         Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
         _ => Ok(true),
     }
 }
 
 /// As many at a time as fit the socket's buffer.
-fn elements(message: u16, backends: &BTreeSet<Answering>) -> io::Result<()> {
+fn elements(nft: &mut Nft, message: u16, backends: &BTreeSet<Answering>) -> io::Result<()> {
     for family in [&V4, &V6] {
         let of_family = |(socket, _): &&Answering| socket.ip().is_ipv4() == (family.protocol == 2);
         let all: Vec<_> = backends.iter().filter(of_family).collect();
@@ -163,7 +167,7 @@ fn elements(message: u16, backends: &BTreeSet<Answering>) -> io::Result<()> {
                 .nested(3, &list);
             let mut batch = Batch::new();
             batch.push(message, &attributes);
-            batch.commit()?;
+            batch.commit(nft)?;
         }
     }
     Ok(())

@@ -64,7 +64,7 @@ fn tell_maps(pin_root: &Path, on: bool) -> Result<Option<bool>, Failure> {
         .context("pinned maps")?;
     if on {
         // An agent that comes up makes it again.
-        attach::replies::remove().context("nftables")?;
+        attach::replies::remove(&mut attach::Nft::default()).context("nftables")?;
     }
     Ok(Some(flags != before.flags))
 }

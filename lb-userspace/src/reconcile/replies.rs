@@ -10,7 +10,10 @@ use std::{
 use lb_common::abi::Mode;
 
 use crate::{
-    attach::replies::{self, Answering},
+    attach::{
+        Nft,
+        replies::{self, Answering},
+    },
     config::ServiceName,
     desired::Service,
 };
@@ -24,6 +27,7 @@ pub struct Replies {
     added: BTreeSet<Answering>,
     removed: BTreeSet<Answering>,
     chain: Chain,
+    nft: Nft,
     /// The last attempt failed, and that was told.
     told: bool,
 }
@@ -86,7 +90,7 @@ impl Replies {
 
     /// Looks whether somebody has removed the chain, as `nft flush ruleset` does: it is written anew then.
     pub fn look(&mut self) {
-        if self.chain == Chain::Present && matches!(replies::are_kept(), Ok(false)) {
+        if self.chain == Chain::Present && matches!(replies::are_kept(&mut self.nft), Ok(false)) {
             tracing::warn!("nftables: somebody removed the table inet millrace; it is made again");
             self.chain = Chain::Unknown;
         }
@@ -99,9 +103,13 @@ impl Replies {
         let before = std::mem::take(&mut self.chain);
         match (before, wanted) {
             (Chain::Absent, false) => {}
-            (_, false) => drop(replies::remove()?),
-            (Chain::Present, true) => replies::change(&self.added, &self.removed)?,
-            (_, true) => replies::write(&self.users.keys().copied().collect())?,
+            (_, false) => drop(replies::remove(&mut self.nft)?),
+            (Chain::Present, true) => {
+                replies::change(&mut self.nft, &self.added, &self.removed)?;
+            }
+            (_, true) => {
+                replies::write(&mut self.nft, &self.users.keys().copied().collect())?;
+            }
         }
         self.added.clear();
         self.removed.clear();
