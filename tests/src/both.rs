@@ -213,6 +213,34 @@ impl Both {
         self.apply(&ops)
     }
 
+    /// Gives both, for each name of a backend of this node, the id of one with another address or port.
+    pub fn mix_targets_up(&mut self) -> Result<()> {
+        let backends = &self.host.backends;
+        let socket = |id: &u32| (backends[id].address, backends[id].port);
+        let other = |ids: &[u32], id: u32| {
+            let other = ids.iter().find(|other| socket(other) != socket(&id));
+            other.copied().context("backends at several sockets")
+        };
+        let mut ops = Vec::new();
+        let ids: Vec<_> = self.host.v4.targets.values().copied().collect();
+        for (&key, id) in &mut self.host.v4.targets {
+            *id = other(&ids, *id)?;
+            ops.extend([
+                Op::RemoveTarget4 { key },
+                Op::InsertTarget4 { key, id: *id },
+            ]);
+        }
+        let ids: Vec<_> = self.host.v6.targets.values().copied().collect();
+        for (&key, id) in &mut self.host.v6.targets {
+            *id = other(&ids, *id)?;
+            ops.extend([
+                Op::RemoveTarget6 { key },
+                Op::InsertTarget6 { key, id: *id },
+            ]);
+        }
+        self.apply(&ops)
+    }
+
     /// Gives both another next hop.
     pub fn change_next_hop(&mut self, id: u32, change: impl FnOnce(&mut NextHop)) -> Result<()> {
         let mut value = self.host.next_hops[&id];

@@ -2,8 +2,8 @@
 
 use crate::bytes::{Address, Be16};
 
-/// Key of `TARGETS4` (12 bytes) and `TARGETS6` (24 bytes); the value is the backend's id. Entries are immutable, as those of
-/// the frontends.
+/// Key of `TARGETS4` (12 bytes) and `TARGETS6` (24 bytes); the value is the backend's id. Who
+/// holds an entry while it is removed may read another's id, whose backend has another address or port.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(C)]
 pub struct TargetKey<A> {

@@ -289,8 +289,16 @@ pub(crate) fn receive<A: Layout, T: Tables + FamilyTables<A>>(
         };
     }
     let key = TargetKey::new(frontend.service, target, envelope.port);
+    // The memory of an entry that was removed goes to the next that is inserted, under the eyes of who still holds it: that
+    // one's backend has another address or port.
+    let meant = |id: &u32| {
+        let backend = path.tables.backend(*id);
+        backend.is_some_and(|backend| {
+            backend.address == envelope.target && backend.port == envelope.port
+        })
+    };
     // Who is asked may know the connection by a backend that gets no new ones.
-    let id = match FamilyTables::<A>::target(path.tables, &key) {
+    let id = match FamilyTables::<A>::target(path.tables, &key).filter(meant) {
         Some(id) => id,
         None if kind::of(envelope.kind) == kind::ASKED => 0,
         None => return path.end(frontend.id, Reason::TunnelTarget).pack(),

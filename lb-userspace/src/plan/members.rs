@@ -12,6 +12,7 @@ use super::{
     group::Draft,
     next_hops::HopKey,
     placed::{Member, MemberKey, Placed},
+    targets::{insert_target, remove_target},
 };
 use crate::desired;
 
@@ -49,7 +50,7 @@ impl Planner {
                 }
                 Some((_, mut member)) => {
                     // A name means one backend.
-                    self.remove_target(placed.index, &mut member, ops);
+                    remove_target(placed.index, &mut member, ops);
                     lost.push(member);
                     (None, None)
                 }
@@ -87,7 +88,7 @@ impl Planner {
                     named: false,
                 }
             };
-            self.insert_target(placed.index, &mut member, ops);
+            insert_target(placed.index, &mut member, ops);
             if place != Some(*ordinal) {
                 words.push((*ordinal, member.id));
             }
@@ -136,7 +137,7 @@ impl Planner {
     }
 
     pub(super) fn forget(&mut self, service: u32, mut member: Member, ops: &mut Vec<Op>) {
-        self.remove_target(service, &mut member, ops);
+        remove_target(service, &mut member, ops);
         self.link(&mut member, 0, backend_state::DOWN, ops);
         if let Some(hop) = member.hop {
             self.next_hops.release(hop, &mut self.pools);

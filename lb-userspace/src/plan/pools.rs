@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Limits, Op, PlanError, ids::Ids, limits::NEXT_HOPS, regions::Regions, targets::TargetName,
-};
+use super::{Limits, Op, PlanError, ids::Ids, limits::NEXT_HOPS, regions::Regions};
 
 #[derive(Debug)]
 pub(super) struct Pools {
@@ -23,8 +21,6 @@ pub(super) struct Pools {
     /// of a removed entry at once, and a packet that still holds the entry reads another key's value.
     removed_frontends: Vec<(std::net::IpAddr, u16, u8)>,
     removed_sources: bool,
-    /// As the frontends.
-    removed_targets: Vec<TargetName>,
 }
 
 impl Pools {
@@ -40,7 +36,6 @@ impl Pools {
             unsettled: false,
             removed_frontends: Vec::new(),
             removed_sources: false,
-            removed_targets: Vec::new(),
         }
     }
 
@@ -71,7 +66,6 @@ impl Pools {
         self.unsettled = false;
         self.removed_frontends.clear();
         self.removed_sources = false;
-        self.removed_targets.clear();
     }
 
     /// Before anything is given out.
@@ -140,17 +134,6 @@ impl Pools {
 
     pub(super) fn before_source(&mut self, ops: &mut Vec<Op>) {
         if self.unsettled || self.removed_sources {
-            self.grace(ops);
-        }
-    }
-
-    pub(super) fn target_removed(&mut self, name: TargetName) {
-        self.removed_targets.push(name);
-    }
-
-    /// Before a target's entry is inserted, as [`Self::before_frontend`].
-    pub(super) fn before_target(&mut self, name: TargetName, ops: &mut Vec<Op>) {
-        if self.unsettled || self.removed_targets.iter().any(|removed| *removed != name) {
             self.grace(ops);
         }
     }

@@ -160,7 +160,6 @@ impl Planner {
         }
         for name in orphans.targets {
             ops.push(targets::remove(name));
-            self.pools.target_removed(name);
         }
         self.filter.correct(ops);
     }

@@ -7,30 +7,25 @@ use lb_common::{
     bytes::{Address, Be16, V4, V6},
 };
 
-use super::{Op, Planner, placed::Member};
+use super::{Op, placed::Member};
 
 /// Index of the service, and the backend's address and port.
 pub(super) type TargetName = (u32, IpAddr, u16);
 
-impl Planner {
-    /// Names a backend of this node, once it is written.
-    pub(super) fn insert_target(&mut self, service: u32, member: &mut Member, ops: &mut Vec<Op>) {
-        if member.value.mode != Mode::Local as u8 || member.named {
-            return;
-        }
-        let name = name(service, member);
-        self.pools.before_target(name, ops);
-        ops.push(insert(name, member.id));
-        member.named = true;
+/// Names a backend of this node, once it is written. What was removed before needs no rest: who reads another's entry in its
+/// place sees by the backend that it is another's.
+pub(super) fn insert_target(service: u32, member: &mut Member, ops: &mut Vec<Op>) {
+    if member.value.mode != Mode::Local as u8 || member.named {
+        return;
     }
+    ops.push(insert(name(service, member), member.id));
+    member.named = true;
+}
 
-    /// Before the backend's id rests.
-    pub(super) fn remove_target(&mut self, service: u32, member: &mut Member, ops: &mut Vec<Op>) {
-        if std::mem::take(&mut member.named) {
-            let name = name(service, member);
-            ops.push(remove(name));
-            self.pools.target_removed(name);
-        }
+/// Before the backend's id rests.
+pub(super) fn remove_target(service: u32, member: &mut Member, ops: &mut Vec<Op>) {
+    if std::mem::take(&mut member.named) {
+        ops.push(remove(name(service, member)));
     }
 }
 

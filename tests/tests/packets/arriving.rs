@@ -182,6 +182,8 @@ fn strangers_retired_keys_and_lost_backends_are_dropped_and_counted() -> Result<
                 };
                 dropped(both, &nested, reason)?;
 
+                both.mix_targets_up()?;
+                dropped(both, &sent, Reason::TunnelTarget)?;
                 both.forget_targets()?;
                 dropped(both, &sent, Reason::TunnelTarget)?;
                 both.reset()?;

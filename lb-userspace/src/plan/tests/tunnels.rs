@@ -107,6 +107,20 @@ fn a_backend_of_this_node_is_named_once_it_is_written_and_not_when_its_id_rests(
 }
 
 #[test]
+fn backends_of_this_node_come_and_go_without_a_wait() {
+    let (mut planner, mut watch) = (Planner::new(LIMITS, KEY), Watch::new(LIMITS));
+    for last in 1..=4 {
+        let backends = vec![here(last), here(last + 1)];
+        let ops = step(
+            &mut planner,
+            &mut watch,
+            &desired(&[("web", &web(backends))]),
+        );
+        assert_eq!(graces(&ops), 0);
+    }
+}
+
+#[test]
 fn names_are_taken_over_missing_ones_given_and_strays_removed() {
     let wanted = desired(&[("web", &web(vec![here(1), here(2), here(3), on_node(4)]))]);
     let mut watch = Watch::new(LIMITS);
