@@ -17,8 +17,9 @@ use crate::{
     servers::sibling,
 };
 
-/// How long the agent may take to load its programs, or to bring a change into the maps.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the agent may take to load its programs, or to bring a change into the maps. Beside a cluster and an emulated
+/// machine a start has taken longer than 20 s on two slow cores.
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
